@@ -89,7 +89,7 @@ def _check_spacing(spacing_mm, source):
 
 def _check_view(view, source):
     "The view in our spelling."
-    v = {"lax_2c":"lax_2ch", "lax_3c":"lax_3ch", "lax_4c":"lax_4ch"}.get(view, view)
+    v = {"lax_2c":"lax_2ch", "lax_3c":"lax_3ch", "lax_4c":"lax_4ch"}.get(str(view), str(view))
     if v in VIEWS: return v
     near = difflib.get_close_matches(str(view).lower(), VIEWS, n=1, cutoff=0.3)
     raise BadInput(source, f"view is {view!r}", f"Use one of {', '.join(VIEWS)}" + (f"; did you mean {near[0]}?" if near else "."))
@@ -121,11 +121,13 @@ def _unpack(path):
         raise BadInput(path, f"the compressed file is truncated or damaged ({e})", "Copy or export it again.") from None
 
 def _load_nifti(path):
-    "The image, its length verified against the header."
+    "The image, its length verified against the header, and pixdim as it stands in the file (nibabel quietly turns 0 into 1)."
     raw = _unpack(path)
     try:
         cls = nib.Nifti2Image if len(raw) > 4 and 540 in (int.from_bytes(raw[:4], o) for o in ("little", "big")) else nib.Nifti1Image
         img = cls.from_bytes(raw)
+        size = cls.header_class.template_dtype.itemsize
+        pixdim = cls.header_class(raw[:size], check=False)["pixdim"].astype(float)
     except Exception as e: # nibabel raises many kinds for a bad header
         raise BadInput(path, f"not a readable NIfTI file ({type(e).__name__}: {e})", "Export the series as .nii.gz again.") from None
     head = img.header
@@ -133,12 +135,12 @@ def _load_nifti(path):
     if len(raw) != expected:
         raise BadInput(path, f"header says {img.shape} of {head.get_data_dtype()}, {expected} bytes, but there are {len(raw)}",
                        "The file is truncated or its header is not its own: export it again.")
-    return img
+    return img,pixdim
 
-def _geometry(img, path):
+def _geometry(img, pixdim, path):
     "Spacing (slice, row, column) in mm, verified against the affine, and the affine in mm."
-    unit = {"meter":1e3, "mm":1., "micron":1e-3, "unknown":1.}[img.header.get_xyzt_units()[0]]
-    x,y,z = (float(v)*unit for v in img.header["pixdim"][1:4])
+    unit = {1:1e3, 3:1e-3}.get(int(img.header["xyzt_units"])%8, 1.)     # metres, micrometres, otherwise mm
+    x,y,z = (float(v)*unit for v in pixdim[1:4])
     spacing = _check_spacing((z, y, x), path)
     affine = np.diag([unit]*3+[1.])@img.affine
     in_affine = nib.affines.voxel_sizes(affine)
@@ -156,9 +158,9 @@ def sidecar_path(
     stem = path.name.removesuffix(".gz").removesuffix(".nii")
     return path.with_name(stem+".json")
 
-def _read_sidecar(path, header):
+def _read_sidecar(path, n, dt):
     "The three fields of the sidecar, or an error that says what to add."
-    side,n,dt = sidecar_path(path), int(header["dim"][4]), float(header["pixdim"][4])
+    side = sidecar_path(path)
     advice = ('Add "view" (sax, lax_2ch, ...), "trigger_time_ms" (DICOM 0018,1060, one number a frame) and "rr_ms" (DICOM 0018,1062) to '
               f'{side.name}; the tutorial "Read a real study" shows how. pixdim[4] = {dt:.4g} for {n} frames is not used: converters fill it with '
               "other numbers")
@@ -177,11 +179,13 @@ def read_cine(
     "Read a cine and its sidecar."
     path = Path(path)
     if not path.is_file(): raise BadInput(path, "no such file", "Check the path in the table's column `cine`.")
-    img = _load_nifti(path)
+    img,pixdim = _load_nifti(path)
     if len(img.shape) != 4:
         raise BadInput(path, f"{len(img.shape)}-D image {img.shape}", "A cine is 4-D (x, y, slice, time): export all frames of the series.")
-    view,trigger_time_ms,rr_ms = _read_sidecar(path, img.header)
-    spacing_mm,affine = _geometry(img, path)
+    if img.shape[3] < MIN_FRAMES:
+        raise BadInput(path, f"{img.shape[3]} frame(s), a cine needs at least {MIN_FRAMES}", "Give the series with all frames of the cycle.")
+    view,trigger_time_ms,rr_ms = _read_sidecar(path, img.shape[3], pixdim[4])
+    spacing_mm,affine = _geometry(img, pixdim, path)
     frames = np.asanyarray(img.dataobj).transpose(3, 2, 1, 0)
     return cine_from_array(frames, spacing_mm, trigger_time_ms, rr_ms, view, affine=affine, source=str(path))
 
@@ -366,14 +370,58 @@ def _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx):
     small,big = np.linalg.eigvalsh(np.cov(np.stack([y*dy, x*dx]))+np.diag([dy**2, dx**2])/12)
     solid = len(y)*dy*dx/(4*np.pi*np.sqrt(small*big))                    # 1 for an ellipse
     out = ndimage.distance_transform_edt(~body, sampling=(dy, dx))
-    ring = (out > 1.5) & (out <= 6)
+    ring = (out > 1.5) & (out <= 5)
     wall = 1-bright_FHW[large][ring].mean() if ring.any() else 0.
     off = np.hypot((y.mean()-centre[0])*dy, (x.mean()-centre[1])*dx)
-    return float(min(solid, 1)*np.sqrt(small/big)*wall*min(2*span/smooth.max(), 1)*np.exp(-.5*(off/25)**2)*min(1, 1.5/travel))
+    beats = min(5*span/smooth.max(), 1)                                  # a fifth is enough: failing ventricles move little
+    return float(min(solid, 1)*small/big*wall*beats*np.exp(-.5*(off/35)**2)*min(1, 1.5/max(travel, .1)))
 
 def _smooth_cycle(curve):
-    "A curve over one cycle, smoothed circularly with 3 % of the cycle."
-    return ndimage.gaussian_filter1d(np.asarray(curve, dtype=np.float64), .03*len(curve), mode="wrap")
+    "A curve over one cycle, smoothed circularly with 2 % of the cycle; single frames that leaped up (a leak) first brought back."
+    curve = np.array(curve, dtype=np.float64)
+    for _ in range(3):
+        above = curve-(np.roll(curve, 1)+np.roll(curve, -1))/2
+        k = above.argmax()
+        if above[k] <= .3*np.ptp(curve): break
+        curve[k] -= above[k]
+    return ndimage.gaussian_filter1d(curve, .02*len(curve), mode="wrap")
+
+# %% ../nbs/12_cine.ipynb #26f54b31
+def _pick_ventricle(bright_FHW, centre, dy, dx):
+    "Of all blood that stays for most of the cycle, the piece most like a left ventricle; None = nothing is."
+    labels_FHW,_ = ndimage.label(bright_FHW, _INPLANE)
+    best,best_mark = None, 0.35
+    for share in (.9, .6):                                               # the second for cavities that vanish in systole
+        cores_HW,_ = ndimage.label(bright_FHW.mean(0) >= share)
+        large = np.bincount(cores_HW.ravel())*dy*dx >= 30                # mm^2
+        large[0] = False
+        for k in np.flatnonzero(large):
+            core_HW = cores_HW==k
+            blood_FHW = _follow(bright_FHW, labels_FHW, core_HW, large[cores_HW] & ~core_HW)
+            mark = _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx)
+            if mark > best_mark: best,best_mark = blood_FHW, mark
+    return best
+
+def _close_over_muscles(blood_FHW, dy, dx, reach=5.):
+    "Each frame's outline closed with a disc of `reach` mm, holes filled."
+    pad = [(0, 0)]+[(int(reach/d)+2,)*2 for d in (dy, dx)]
+    wide_FHW = np.pad(blood_FHW, pad)
+    ys,xs = ndimage.find_objects(wide_FHW.any(0).astype(np.int8))[0]
+    (_,(py,_),(px,_)) = pad
+    box = slice(None), slice(max(ys.start-py, 0), ys.stop+py), slice(max(xs.start-px, 0), xs.stop+px)
+    closed_FHW = wide_FHW[box]
+    for k in np.flatnonzero(closed_FHW.any((1, 2))):
+        grown = ndimage.distance_transform_edt(~closed_FHW[k], sampling=(dy, dx)) <= reach
+        closed_FHW[k] = ndimage.binary_fill_holes(ndimage.distance_transform_edt(grown, sampling=(dy, dx)) > reach)
+    wide_FHW[box] = closed_FHW
+    return wide_FHW[:,py:-py,px:-px]
+
+def _halfway(part_FHW, blood_FHW, dy, dx):
+    "The intensity half way between the blood and the wall around it, where partial volume puts the edge."
+    large = blood_FHW.sum((1, 2)).argmax()
+    out = ndimage.distance_transform_edt(~blood_FHW[large], sampling=(dy, dx))
+    wall = part_FHW[large][(out > 2) & (out <= 6)]
+    return (np.median(part_FHW[large][blood_FHW[large]])+np.median(wall))/2 if wall.size else None
 
 # %% ../nbs/12_cine.ipynb #c11465ed
 def cavity_mask(
@@ -388,23 +436,15 @@ def cavity_mask(
     r1,c1 = min(n_rows, int(heart.row+reach/dy)+1), min(n_cols, int(heart.col+reach/dx)+1)
     part_FHW = ndimage.gaussian_filter(cine.frames_FZHW[:,0,r0:r1,c0:c1], (0, .7/dy, .7/dx), truncate=3)
     y,x = np.ogrid[r0:r1,c0:c1]
-    region = np.hypot((y-heart.row)*dy, (x-heart.col)*dx) <= reach
-    bright_FHW = (part_FHW > _otsu(part_FHW[:,region])) & region
-    labels_FHW,_ = ndimage.label(bright_FHW, _INPLANE)
-    best,best_mark = None, 0.3
-    for share in (.9, .6):                                               # the second for cavities that vanish in systole
-        cores,_ = ndimage.label(bright_FHW.mean(0) >= share)
-        large = np.bincount(cores.ravel())*dy*dx >= 30                   # mm^2
-        large[0] = False
-        for k in np.flatnonzero(large):
-            core = cores==k
-            blood_FHW = _follow(bright_FHW, labels_FHW, core, large[cores] & ~core)
-            mark = _ventricle_mark(blood_FHW, bright_FHW, (heart.row-r0, heart.col-c0), dy, dx)
-            if mark > best_mark: best,best_mark = blood_FHW, mark
-    if best is None:
+    region_HW = np.hypot((y-heart.row)*dy, (x-heart.col)*dx) <= reach
+    pick = lambda threshold: _pick_ventricle((part_FHW > threshold) & region_HW, (heart.row-r0, heart.col-c0), dy, dx)
+    blood_FHW = pick(_otsu(part_FHW[:,region_HW]))
+    if blood_FHW is None:
         raise BadInput(cine.source, "no left ventricular cavity found in the mid slice", "Give a mid-ventricular short-axis slice, or ED and ES by hand.")
+    edge = _halfway(part_FHW, blood_FHW, dy, dx)
+    finer_FHW = None if edge is None else pick(edge)
     mask_FHW = np.zeros((n_frames, n_rows, n_cols), bool)
-    mask_FHW[:,r0:r1,c0:c1] = ndimage.binary_fill_holes(best, _INPLANE)
+    mask_FHW[:,r0:r1,c0:c1] = _close_over_muscles(blood_FHW if finer_FHW is None else finer_FHW, dy, dx)
     return mask_FHW
 
 # %% ../nbs/12_cine.ipynb #5e83dbc5

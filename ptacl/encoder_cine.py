@@ -22,19 +22,16 @@ class CineSize:
     depth_time: int  # blocks between frames
     heads: int  # attention heads
 
-CINE_SIZES = dict(tiny=CineSize(dim=128, depth_space=1, depth_time=2, heads=4), small=CineSize(dim=384, depth_space=4, depth_time=2, heads=6),
+CINE_SIZES = dict(tiny=CineSize(dim=128, depth_space=1, depth_time=2, heads=2), small=CineSize(dim=384, depth_space=4, depth_time=2, heads=6),
                   paper=CineSize(dim=768, depth_space=8, depth_time=4, heads=12))
 
 # %% ../nbs/22_encoder_cine.ipynb #2dc86c7b
 def conv_stem(
-    dim:int,      # channels out, a multiple of 4
+    dim:int,      # channels out, even
 )->nn.Sequential: # (.., 1, H, W) -> (.., dim, H/8, W/8)
-    "Three stride-2 convolutions with GroupNorm and GELU, then a linear map."
-    layers,channels = [],1
-    for out in (dim//4, dim//2, dim):
-        layers += [nn.Conv2d(channels, out, kernel_size=3, stride=2, padding=1, bias=False), nn.GroupNorm(1, out), nn.GELU()]
-        channels = out
-    return nn.Sequential(*layers, nn.Conv2d(dim, dim, kernel_size=1))
+    "A 4 x 4 and a 3 x 3 convolution with GroupNorm and GELU, then a linear map: 8 x 8 pixels to one place."
+    return nn.Sequential(nn.Conv2d(1, dim//2, kernel_size=4, stride=4, bias=False), nn.GroupNorm(1, dim//2), nn.GELU(),
+                         nn.Conv2d(dim//2, dim, kernel_size=3, stride=2, padding=1, bias=False), nn.GroupNorm(1, dim), nn.GELU(), nn.Conv2d(dim, dim, kernel_size=1))
 
 # %% ../nbs/22_encoder_cine.ipynb #2ec8423e
 class CineEncoder(nn.Module):

@@ -21,7 +21,7 @@ class ECGSize:
     depth: int  # transformer blocks
     heads: int  # attention heads
 
-ECG_SIZES = dict(tiny=ECGSize(dim=128, depth=3, heads=4), small=ECGSize(dim=384, depth=6, heads=6), paper=ECGSize(dim=768, depth=12, heads=12))
+ECG_SIZES = dict(tiny=ECGSize(dim=128, depth=3, heads=2), small=ECGSize(dim=384, depth=6, heads=6), paper=ECGSize(dim=768, depth=12, heads=12))
 
 # %% ../nbs/21_encoder_ecg.ipynb #b756afe6
 class ECGEncoder(nn.Module):

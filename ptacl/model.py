@@ -7,7 +7,8 @@ __all__ = ['Batch', 'Embeddings', 'PTACL', 'model_from_config', 'count_parameter
 
 # %% ../nbs/23_model.ipynb #5c05a8d5
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ from .encoder_ecg import ECG_SIZES, ECGEncoder
 from .layers import ProjectionHead, ecg_token_phase, phase_weights, pool_by_phase
 
 # %% ../nbs/23_model.ipynb #fae4806e
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     "Tensors of some participants, ready for the model."
     signal_BLT: Tensor  # ECG windows, mV, (B, L, T)
     lead_ok_BL: Tensor  # False = lead missing or flat, (B, L)
@@ -31,16 +31,18 @@ class Batch:
         device:torch.device|str, # where to
     )->"Batch":                  # the same tensors there
         "Move all tensors, without waiting where memory is pinned."
-        return Batch(**{k:v.to(device, non_blocking=True) for k,v in vars(self).items()})
+        return Batch(*(x.to(device, non_blocking=True) for x in self))
 
-@dataclass(frozen=True)
-class Embeddings:
+# %% ../nbs/23_model.ipynb #0a2b2966
+class Embeddings(NamedTuple):
     "What the model makes of a batch."
     ecg_BE: Tensor  # ECG embedding of each participant, unit length, (B, E)
     cmr_BE: Tensor  # CMR embedding of each participant, unit length, (B, E)
     ecg_BQE: Tensor  # ECG embedding of each phase bin, unit length, (B, Q, E)
     cmr_BQE: Tensor  # CMR embedding of each phase bin, unit length, (B, Q, E)
     is_valid_BQ: Tensor  # bins covered in both recordings, (B, Q)
+    ecg_BD: Tensor  # pooled ECG features before the head, what probes are fitted on, (B, D)
+    cmr_BD: Tensor  # pooled CMR features before the head, (B, D)
 
 # %% ../nbs/23_model.ipynb #9c0a0eca
 class PTACL(nn.Module):
@@ -92,7 +94,7 @@ class PTACL(nn.Module):
         phase_BN,is_valid_BN = ecg_token_phase(batch.phase_BT, batch.is_valid_BT, batch.lead_ok_BL, ecg_BND.shape[1])
         ecg_BQD,ecg_covered_BQ = self._pool(ecg_BND, phase_BN, is_valid_BN)
         cine_BQD,cine_covered_BQ = self._pool(cine_BFD, batch.frame_phase_BF, torch.ones_like(batch.frame_phase_BF, dtype=torch.bool))
-        return Embeddings(self.ecg_head(ecg_BD), self.cine_head(cine_BD), self.ecg_head(ecg_BQD), self.cine_head(cine_BQD), ecg_covered_BQ&cine_covered_BQ)
+        return Embeddings(self.ecg_head(ecg_BD), self.cine_head(cine_BD), self.ecg_head(ecg_BQD), self.cine_head(cine_BQD), ecg_covered_BQ&cine_covered_BQ, ecg_BD, cine_BD)
 
     def _pool(self, tokens_BND:Tensor, phase_BN:Tensor, is_valid_BN:Tensor)->tuple[Tensor,Tensor]:
         "Pool tokens into the phase bins."

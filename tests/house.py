@@ -22,7 +22,7 @@ MAX_EXPORT_LINES = 60
 MAX_BYTES = {"library": 300_000, "experiment": 300_000, "index": 300_000, "tutorial": 600_000}
 MAX_PLOTS = 3 # in a library notebook
 PHYSICAL = {"fs", "mains_hz", "rr_ms", "spacing_mm", "trigger_time_ms", "heart_rate_bpm"} # never have a default
-MACHINE_PATH = re.compile(r"(?<![\w.:/>*])(?:/(?:home|work|tmp|root|Users|mnt|usr|var|opt|srv|content|private)/|~/|[A-Za-z]:\\\\?\w)")
+MACHINE_PATH = re.compile(r"(?<![\w.:/>*])(?:/(?:home|work|tmp|root|Users|mnt|usr|var|opt|srv|content|private)/|~/|[A-Z]:\\\\?\w)")
 MAGIC = re.compile(r"^\s*(?:!|%)", re.M)
 MODULE_LEVEL = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
@@ -276,11 +276,6 @@ def defined(c: Cell) -> list[str]:
         elif isinstance(n, ast.Assign): names += [x.id for t in n.targets for x in ast.walk(t) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)]
     return names
 
-def constants_of(c: Cell) -> list[str]:
-    "Those of the names that are neither function nor class."
-    made = {n.name for n in c.tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
-    return [n for n in defined(c) if n.split(".")[-1] not in made]
-
 def is_public(name: str) -> bool:
     "True unless some part of the name starts with an underscore."
     return not any(p.startswith("_") for p in name.split("."))
@@ -395,19 +390,17 @@ def mentioned(cells: list[Cell]) -> set[str]:
 
 @rule
 def demonstrated(nb: Notebook) -> Iterator[str]:
-    "Every public symbol is used, and something asserted, before the next exported cell; a constant beside a function need not be used."
+    "Every public symbol (or a constant that stands in its cell) is used, and something asserted, before the next exported cell."
     for c in nb.exports:
         names = [n for n in defined(c) if is_public(n)]
         if not names: continue
         cells = nb.section(c)
         if not any(asserts(d.tree) for d in cells): yield f"{c}: nothing is asserted of {', '.join(names)}"
-        used, constants = mentioned(cells), constants_of(c)
-        for n in [n for n in names if n not in constants] or names:
-            if n.split(".")[-1] not in used: yield f"{c}: `{n}` is not used before the next exported cell"
+        elif not {n.split(".")[-1] for n in names} & mentioned(cells): yield f"{c}: `{names[0]}` is not used before the next exported cell"
 
 def message_parts(node: ast.Raise) -> list[str]:
     "The constant pieces of the message that a raise gives."
-    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value.strip()) > 3]
+    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value.strip()) > 2]
 
 @rule
 def errors_shown(nb: Notebook) -> Iterator[str]:
@@ -420,9 +413,9 @@ def errors_shown(nb: Notebook) -> Iterator[str]:
             if parts and not any(shares(p, s) for p in parts for s in shown): yield f"{c}: no test shows the error `{parts[0].strip()[:70]}`"
 
 def shares(part: str, said: str) -> bool:
-    "True if two texts have eight characters (or all of the shorter one) in common."
+    "True if two texts have eight characters (or all of the shorter one, but at least five of a test's) in common."
     size = difflib.SequenceMatcher(None, part, said, autojunk=False).find_longest_match().size
-    return size >= min(8, len(part.strip()), max(len(said.strip()), 5))
+    return size >= min(8, len(part), max(len(said.strip()), 5))
 
 
 # ---- parameters
