@@ -38,7 +38,9 @@ def _local_median(x_K:np.ndarray, n:int=15)->np.ndarray:
 def _good_leads(signal_LT:np.ndarray, lead_ok_L:np.ndarray)->np.ndarray:
     "The good leads as float64, all finite."
     x_LT = np.asarray(signal_LT)[np.asarray(lead_ok_L, bool)].astype(np.float64)
-    if not np.isfinite(x_LT).all(): raise BadInput("signal_LT", f"{(~np.isfinite(x_LT)).sum()} samples of good leads are not finite", "Make the record with read_ecg or ecg_from_array, which bridge gaps.")
+    if not np.isfinite(x_LT).all():
+        raise BadInput("signal_LT", f"{(~np.isfinite(x_LT)).sum()} samples of good leads are not finite",
+                       "Make the record with read_ecg or ecg_from_array, which bridge gaps.")
     return x_LT
 
 # %% ../nbs/11_beats.ipynb #b8bec3d3
@@ -89,7 +91,7 @@ def find_r_peaks(
 )->np.ndarray:            # sample indices of R peaks, rising, int64, (K,); empty where there is no beat
     "R peaks from all good leads at once."
     x_LT = _good_leads(signal_LT, lead_ok_L)
-    if len(x_LT)==0 or x_LT.shape[1]<.5*fs or not np.ptp(x_LT, axis=1).any(): return np.zeros(0, np.int64)
+    if len(x_LT)==0 or x_LT.shape[1]<.8*fs or not np.ptp(x_LT, axis=1).any(): return np.zeros(0, np.int64)
     places = _beat_places(x_LT, fs)
     return _align(x_LT, fs, places) if len(places) else places
 

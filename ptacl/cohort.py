@@ -254,7 +254,7 @@ def check_cohort(
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
     jobs = [(p, m, cell) for m in MODALITIES for p,cell in zip(cohort.table.participant_id, cohort.table[m]) if cell]
-    found = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(_read_one)(cohort.root, *job) for job in jobs)
+    found = Parallel(n_jobs=n_jobs, return_as="generator", idle_worker_timeout=2)(delayed(_read_one)(cohort.root, *job) for job in jobs)
     rows = [row for rows in tqdm(found, total=len(jobs), desc="recordings", mininterval=1, disable=not progress) for row in rows]
     return pd.DataFrame(rows, columns=REPORT_COLUMNS)
 

@@ -92,12 +92,12 @@ class TrainConfig:
     frame_roll: bool = True  # start each training cine at a random frame (frames and phases together)
     shuffle_phases: bool = False  # control: shuffle the phases within each participant
     # --- optimisation
-    epochs: int = 12  # passes over the training pairs
+    epochs: int = 40  # passes over the training pairs
     batch_size: int = 16  # pairs per step, which is also negatives + 1
-    lr: float = 5e-4  # peak learning rate
+    lr: float = 1e-3  # peak learning rate
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
     warmup_share: float = 0.1  # share of all steps with rising learning rate
-    clip_norm: float = 0.5  # largest gradient norm
+    clip_norm: float = 1.0  # largest gradient norm
     dropout: float = 0.0  # dropout in the transformer blocks
     # --- run
     seed: int = 0  # of initialisation, batches, windows and rolls
@@ -108,6 +108,7 @@ class TrainConfig:
     eval_every: int = 1  # epochs between two evaluations on the validation pairs
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
     n_boot: int = 1000  # bootstrap draws of the intervals
+    phenotypes: str = ""  # columns that the tasks predict, separated by commas; empty = all numbers with a unit and more than two values
 
     def __post_init__(self)->None: # raises BadInput
         check_config(self)
@@ -130,7 +131,7 @@ def check_config(
     rules = [(math.isfinite(getattr(cfg, n)) and getattr(cfg, n) > 0, n, "Give a number above 0") for n in positive]
     rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration weight_decay workers seed n_boot".split()]
     rules += [(cfg.n_frames >= 4, "n_frames", "A cycle needs at least 4 frames"),
-              (cfg.crop_px >= 16 and cfg.crop_px%8 == 0, "crop_px", "Give a multiple of 8, at least 16"),
+              (cfg.crop_px >= 16 and cfg.crop_px%16 == 0, "crop_px", "Give a multiple of 16"),
               (0 <= cfg.local_weight <= 1, "local_weight", "Give a share between 0 and 1"),
               (0 <= cfg.warmup_share < 1, "warmup_share", "Give a share from 0 to below 1"),
               (0 <= cfg.dropout < 1, "dropout", "Give a share from 0 to below 1"),

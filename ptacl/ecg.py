@@ -38,8 +38,8 @@ def mv_per_unit(
     source:str|Path="array", # what the error names
 )->float:                 # factor that turns the samples into mV
     "Millivolts per unit of the samples; an unknown unit is an error."
-    known = {"v": 1e3, "volt": 1e3, "mv": 1., "millivolt": 1., "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "microvolt": 1e-3, "nv": 1e-6, "nanovolt": 1e-6}
-    s = unit.strip().lower()
+    known = {"v": 1e3, "volt": 1e3, "mv": 1., "millivolt": 1., "uv": 1e-3, "microvolt": 1e-3, "nv": 1e-6, "nanovolt": 1e-6}
+    s = re.sub("^[µμ]", "u", unit.strip().lower()) # the micro sign and the Greek letter
     if s not in known: s = s.removesuffix("s")
     if s not in known: raise BadInput(source, f"unknown unit {unit!r}", "Give one of V, mV, uV, nV (any case, or written out).")
     return known[s]
@@ -127,7 +127,8 @@ def _rows(lead_names:Sequence[str], source:str)->dict[str,int]:
     rows = {}
     for k,label in enumerate(lead_names):
         if (name:=lead_name(label)) is None: continue
-        if name in rows: raise BadInput(source, f"channels {rows[name]} ({lead_names[rows[name]]!r}) and {k} ({label!r}) are both lead {name}", "Keep one of them.")
+        if name in rows:
+            raise BadInput(source, f"channels {rows[name]} ({lead_names[rows[name]]!r}) and {k} ({label!r}) are both lead {name}", "Keep one of them.")
         rows[name] = k
     if len(rows)<2: raise BadInput(source, f"{len(rows)} of the 12 standard leads among the channels {list(lead_names)}", _NEEDED)
     return rows
@@ -136,21 +137,25 @@ def _check_spelling(lead_names:Sequence[str], have_L:np.ndarray, source:str)->No
     "A lead that is missing beside a channel that nobody knows is most likely misspelt."
     unknown = [s for s in lead_names if lead_name(s) is None and not _OTHER_CHANNELS.fullmatch(s.strip())]
     missing = [n for n,ok in zip(STANDARD_LEADS, have_L) if not ok]
-    if unknown and missing: raise BadInput(source, f"lead {', '.join(missing)} missing and channel {', '.join(map(repr, unknown))} unknown",
-                                           f"Rename the channel to one of {' '.join(STANDARD_LEADS)}, or leave it out.")
+    if unknown and missing:
+        raise BadInput(source, f"lead {', '.join(missing)} missing and channel {', '.join(map(repr, unknown))} unknown",
+                       f"Rename the channel to one of {' '.join(STANDARD_LEADS)}, or leave it out.")
 
 def _check_size(n_samples:int, fs:float, source:str)->None:
     "A plausible rate and at least one second."
     if not 50<=fs<=20000: raise BadInput(source, f"sampling rate is {fs} Hz", "State the rate in Hz, between 50 and 20,000.")
-    if n_samples<fs: raise BadInput(source, f"record is {n_samples/fs:.3g} s long ({n_samples} samples at {fs:g} Hz)", "At least 1 s is needed; 10 s is usual.")
+    if n_samples<fs:
+        raise BadInput(source, f"record is {n_samples/fs:.3g} s long ({n_samples} samples at {fs:g} Hz)", "At least 1 s is needed; 10 s is usual.")
 
 def _check_signal(mv_LT:np.ndarray, ok_L:np.ndarray, source:str)->None:
     "Something moves, in two leads or more, and by less than no heart can."
     remedy = "Export the recording again, or leave the participant's `ecg` empty."
     if not np.isfinite(mv_LT).any(): raise BadInput(source, "every sample is NaN", remedy)
     swing_L = np.array([np.ptp(x_T[np.isfinite(x_T)]) if np.isfinite(x_T).any() else 0 for x_T in mv_LT])
-    if not ok_L.any(): raise BadInput(source, f"all leads are flat (largest swing {swing_L.max():.2g} mV)", f"{remedy} If the swing is just too small, check the unit and the gain.")
-    if ok_L.sum()<2: raise BadInput(source, f"lead {STANDARD_LEADS[ok_L.argmax()]} is the only good one, the others are missing, flat or NaN", _NEEDED)
+    if not ok_L.any():
+        raise BadInput(source, f"all leads are flat (largest swing {swing_L.max():.2g} mV)", f"{remedy} If the swing is just too small, check unit and gain.")
+    if ok_L.sum()<2:
+        raise BadInput(source, f"lead {STANDARD_LEADS[ok_L.argmax()]} is the only good one, the others are missing, flat or NaN", _NEEDED)
     spread = np.median([np.subtract(*np.percentile(x_T[np.isfinite(x_T)], [99.5, .5])) for x_T in mv_LT[ok_L]])
     if spread>20: raise BadInput(source, f"the typical lead swings {spread:.4g} mV", "Check the unit and the gain: uV read as mV looks like this.")
 
@@ -198,10 +203,12 @@ def _check_header_text(hea:Path)->None:
     text = hea.read_text(encoding="ascii", errors="ignore")
     lines = [ln.split() for ln in text.splitlines() if ln.strip() and not ln.lstrip().startswith("#")]
     first = lines[0] if lines else []
-    if len(first)<2 or not first[1].isdigit(): raise BadInput(hea, f"not a WFDB header: it begins {text[:40]!r}", "Its first line must read: name, number of signals, sampling rate, number of samples.")
+    if len(first)<2 or not first[1].isdigit():
+        raise BadInput(hea, "not a WFDB header: its first line does not hold a name and a number of signals", "Its first line must read: name, number of signals, sampling rate, number of samples.")
     if len(first)<3: raise BadInput(hea, "the header states no sampling rate", "Add it as the third word of the first line, in Hz.")
     if "/" in first[0]: return # several segments: the lines name segments
-    if int(first[1])!=len(lines)-1: raise BadInput(hea, f"the header contradicts itself: {first[1]} signals in the first line, {len(lines)-1} signal lines", "Correct the header.")
+    if int(first[1])!=len(lines)-1:
+        raise BadInput(hea, f"the header contradicts itself: {first[1]} signals in the first line, {len(lines)-1} signal lines", "Correct the header.")
     for words in lines[1:]:
         gain = re.match(r"[-+.\deE]+", words[2]) if len(words)>2 else None
         label = " ".join(words[8:])
@@ -220,7 +227,8 @@ def _check_files(hea:Path, header:object)->None:
         have = file.stat().st_size
         says = f"{have} bytes where the header's {len(ks)} signals of {header.sig_len} samples in format {header.fmt[ks[0]]} need {need}"
         if have<need: raise BadInput(file, f"truncated: {says}", "Copy or export the record again.")
-        if have>need+512 and not vouched: raise BadInput(file, f"header contradicts its data: {says}", f"Correct the number of signals or samples in {hea.name}.")
+        if have>need+512 and not vouched:
+            raise BadInput(file, f"header contradicts its data: {says}", f"Correct the number of signals or samples in {hea.name}.")
 
 # %% ../nbs/10_ecg.ipynb #4c6a3c0f
 def _read_channels(hea:Path)->tuple[list[np.ndarray],float,list[str],list[str],list[int]]:
@@ -235,14 +243,16 @@ def _read_channels(hea:Path)->tuple[list[np.ndarray],float,list[str],list[str],l
         rec = wfdb.rdrecord(name, physical=several, smooth_frames=False)
     except BadInput: raise
     except Exception as err: # wfdb lets through whatever goes wrong inside it
-        raise BadInput(hea, f"wfdb cannot read the record ({type(err).__name__}: {err})", "Check the header against its signal files, or export the record again.") from err
+        raise BadInput(hea, f"wfdb cannot read the record ({type(err).__name__}: {err})",
+                       "Check the header against its signal files, or export the record again.") from err
     labels = [s or "" for s in rec.sig_name]
     if several: return rec.e_p_signal, rec.fs, labels, rec.units, rec.samps_per_frame
-    stated = rec.checksum if any(rec.checksum) else [None]*rec.n_sig
+    stated = rec.checksum if any(rec.checksum or []) else [None]*rec.n_sig
     for label,x_T,want in zip(labels, rec.e_d_signal, stated):
         have = int(x_T.sum(dtype=np.int64))
-        if want is not None and (have-want)%65536: raise BadInput(hea, f"header contradicts its data: checksum of {label or 'a channel'} is {have%65536}, the header says {want%65536}",
-            "The header belongs to other samples, or they are damaged: copy or export the record again.")
+        if want is not None and (have-want)%65536:
+            raise BadInput(hea, f"header contradicts its data: checksum of {label or 'a channel'} is {have%65536}, the header says {want%65536}",
+                           "The header belongs to other samples, or they are damaged: copy or export the record again.")
     return rec.dac(expanded=True, return_res=64), rec.fs, labels, rec.units, rec.samps_per_frame
 
 def _header_of(path:Path)->Path:
@@ -258,8 +268,9 @@ def read_ecg(
     hea = _header_of(Path(path))
     channels,frame_rate,labels,units,per_frame = _read_channels(hea)
     leads = [k for k,s in enumerate(labels) if lead_name(s)]
-    if len({per_frame[k] for k in leads})>1: raise BadInput(hea, f"leads sampled at different rates ({[per_frame[k] for k in leads]} samples a frame)", "Resample them to one rate.")
-    if not leads: _rows(labels, str(hea)) # says which channels there are
+    if len({per_frame[k] for k in leads})>1:
+        raise BadInput(hea, f"leads sampled at different rates ({[per_frame[k] for k in leads]} samples a frame)", "Resample them to one rate.")
+    if len(leads)<2: _rows(labels, str(hea)) # an error that names all channels
     mv_LT = np.stack([channels[k]*mv_per_unit(units[k] or "", hea) for k in leads])
     others = [s for s in labels if not lead_name(s)]
     return _assemble(mv_LT, frame_rate*per_frame[leads[0]], [labels[k] for k in leads], others, str(hea))
@@ -312,8 +323,9 @@ class Scaling:
     sd_L:np.ndarray   # standard deviation of each lead, float32, (12,), mV, > 0
 
     def __post_init__(self):
-        ok = self.mean_L.shape==self.sd_L.shape and np.isfinite(self.mean_L).all() and np.isfinite(self.sd_L).all() and (self.sd_L>0).all()
-        if not ok: raise BadInput("scaling", f"means {self.mean_L}, standard deviations {self.sd_L}", "Both need one finite number a lead, and deviations above 0.")
+        finite = np.isfinite(self.mean_L).all() and np.isfinite(self.sd_L).all()
+        if self.mean_L.shape!=self.sd_L.shape or not finite or not (self.sd_L>0).all():
+            raise BadInput("scaling", f"means {self.mean_L}, standard deviations {self.sd_L}", "Both need one finite number a lead, and deviations above 0.")
 
 # %% ../nbs/10_ecg.ipynb #2699e9ee
 def fit_scaling(
@@ -361,7 +373,8 @@ def window(
 )->tuple[np.ndarray,np.ndarray]: # the window, (L, n_samples), and which of its samples are real, bool, (n_samples,)
     "Cut a window, with zeros where the record is over."
     n = signal_LT.shape[1]
-    if not 0<=start<n or n_samples<1: raise BadInput("window", f"start {start} and length {n_samples} of a record of {n} samples", "Start inside the record; ask for at least one sample.")
+    if not 0<=start<n or n_samples<1:
+        raise BadInput("window", f"start {start} and length {n_samples} of a record of {n} samples", "Start inside the record; ask for at least one sample.")
     part_LT = signal_LT[:,start:start+n_samples]
     is_valid_T = np.arange(n_samples)<part_LT.shape[1]
     return np.pad(part_LT, ((0, 0), (0, n_samples-part_LT.shape[1]))), is_valid_T

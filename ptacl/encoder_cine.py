@@ -28,10 +28,11 @@ CINE_SIZES = dict(tiny=CineSize(dim=128, depth_space=1, depth_time=2, heads=2), 
 # %% ../nbs/22_encoder_cine.ipynb #2dc86c7b
 def conv_stem(
     dim:int,      # channels out, even
-)->nn.Sequential: # (.., 1, H, W) -> (.., dim, H/8, W/8)
-    "A 4 x 4 and a 3 x 3 convolution with GroupNorm and GELU, then a linear map: 8 x 8 pixels to one place."
-    return nn.Sequential(nn.Conv2d(1, dim//2, kernel_size=4, stride=4, bias=False), nn.GroupNorm(1, dim//2), nn.GELU(),
-                         nn.Conv2d(dim//2, dim, kernel_size=3, stride=2, padding=1, bias=False), nn.GroupNorm(1, dim), nn.GELU(), nn.Conv2d(dim, dim, kernel_size=1))
+)->nn.Sequential: # (.., 1, H, W) -> (.., dim, H/16, W/16)
+    "Convolutions of stride 4, 2 and 2 with GroupNorm and GELU, then a linear map: 16 x 16 pixels to one place."
+    layers = [nn.Conv2d(1, dim//2, kernel_size=4, stride=4, bias=False), nn.GroupNorm(1, dim//2), nn.GELU()]
+    for channels in (dim//2, dim): layers += [nn.Conv2d(channels, dim, kernel_size=3, stride=2, padding=1, bias=False), nn.GroupNorm(1, dim), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(dim, dim, kernel_size=1))
 
 # %% ../nbs/22_encoder_cine.ipynb #2ec8423e
 class CineEncoder(nn.Module):
@@ -39,7 +40,7 @@ class CineEncoder(nn.Module):
 
     def __init__(self,
         n_frames:int,    # frames of a cine
-        size_px:int,     # side of the square frames, pixels, a multiple of 8
+        size_px:int,     # side of the square frames, pixels, a multiple of 16
         *,
         dim:int,         # width of the tokens, a multiple of 4 and of `heads`
         depth_space:int, # blocks within a frame
@@ -48,13 +49,14 @@ class CineEncoder(nn.Module):
         dropout:float=0.,# dropout in the blocks
     )->None:             # nothing
         super().__init__()
-        if size_px%8: raise BadInput("CineEncoder", f"frames of {size_px} pixels", "Give a multiple of 8")
+        if size_px%16: raise BadInput("CineEncoder", f"frames of {size_px} pixels", "Give a multiple of 16")
         self.n_frames,self.size_px,self.dim = n_frames,size_px,dim
         self.stem = conv_stem(dim)
-        self.place_1MD = nn.Parameter(sincos_grid(size_px//8, size_px//8, dim)[None])
+        self.place_1MD = nn.Parameter(0.2*sincos_grid(size_px//16, size_px//16, dim)[None])
         self.time_1FD = nn.Parameter(sincos_positions(n_frames, dim)[None])
         self.blocks_space = nn.ModuleList(Block(dim, heads, dropout=dropout) for _ in range(depth_space))
-        self.norm_space = nn.LayerNorm(dim)
+        self.norm_space,self.narrow = nn.LayerNorm(dim),nn.Linear(dim, dim//4)
+        self.gather = nn.Linear((size_px//16)**2*(dim//4), dim)
         self.blocks_time = nn.ModuleList(Block(dim, heads, dropout=dropout) for _ in range(depth_time))
         self.norm = nn.LayerNorm(dim)
 
@@ -67,7 +69,7 @@ class CineEncoder(nn.Module):
             raise BadInput("CineEncoder", f"the cine is {F} frames of {H} x {W}", f"Give {self.n_frames} of {self.size_px} x {self.size_px}")
         x = self.stem(cine_BFHW.reshape(B*F, 1, H, W)).flatten(2).transpose(1, 2)+self.place_1MD # (B*F, M, D)
         for block in self.blocks_space: x = block(x)
-        frames_BFD = self.norm_space(x).mean(1).view(B, F, -1)+self.time_1FD
+        frames_BFD = self.gather(self.narrow(self.norm_space(x)).flatten(1)).view(B, F, -1)+self.time_1FD
         for block in self.blocks_time: frames_BFD = block(frames_BFD)
         frames_BFD = self.norm(frames_BFD)
         return frames_BFD,frames_BFD.mean(1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from .core import BadInput
-from .layers import Block, sincos_grid
+from .layers import Block, sincos_positions
 
 # %% ../nbs/21_encoder_ecg.ipynb #439061b8
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ECGEncoder(nn.Module):
         self.n_leads,self.n_columns,self.patch,self.dim = n_leads,n_samples//patch,patch,dim
         self.embed = nn.Linear(patch, dim)
         self.cls_11D = nn.Parameter(torch.randn(1, 1, dim)*0.02)
-        self.position_1ND = nn.Parameter(sincos_grid(n_leads, self.n_columns, dim)[None])
+        self.position_1ND = nn.Parameter(_lead_and_time(n_leads, self.n_columns, dim)[None])
         self.blocks = nn.ModuleList(Block(dim, heads, dropout=dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
@@ -62,3 +62,8 @@ class ECGEncoder(nn.Module):
         for block in self.blocks: x_BND = block(x_BND, is_valid_BN)
         x_BND = self.norm(x_BND)
         return x_BND[:, 1:],x_BND[:, 0]
+
+def _lead_and_time(n_leads:int, n_columns:int, dim:int)->Tensor:
+    "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
+    lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.1*sincos_positions(n_columns, dim//2)
+    return torch.cat([lead_LD.repeat_interleave(n_columns, 0), time_PD.repeat(n_leads, 1)], dim=1)

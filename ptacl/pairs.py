@@ -58,7 +58,7 @@ class PreparedCine:
     "A cine ready for training."
     cine_FHW: np.ndarray  # intensities in [0, 1], float16, (F, H, W)
     frame_phase_F: np.ndarray  # cardiac phase of each frame, [0, 1), float32, (F,)
-    es_ms: float  # time of the smallest cavity, ms after the R peak
+    es_ms: float  # time of the smallest cavity, ms after the R peak; NaN = no cavity was found
     rr_ms: float  # RR interval of the scan, ms
 
 # %% ../nbs/19_pairs.ipynb #e0ec9058
@@ -73,7 +73,8 @@ def prepare_cine(
     "Crop the heart out of the mid slice and put its frames on the cardiac cycle."
     if cine.view != "sax": raise BadInput(cine.source, f"the view is {cine.view!r}", "Training takes short-axis cines (view sax)")
     cine = crop_heart(mid_slice(cine), crop_px, pixel_mm)
-    es_ms = float(cine.trigger_time_ms[find_ed_es(cine)[1]])
+    try: es_ms = float(cine.trigger_time_ms[find_ed_es(cine)[1]])
+    except BadInput: es_ms = float("nan") # told in the report
     frames_FHW = resample_cycle(scale_intensity(cine.frames_FZHW[:, 0])[0], cine.trigger_time_ms, cine.rr_ms, n_frames)
     phase_F = cine_phase(np.arange(n_frames)*cine.rr_ms/n_frames, cine.rr_ms, es_ms, phase_map)
     return PreparedCine(frames_FHW.astype(np.float16), phase_F, es_ms, float(cine.rr_ms))
@@ -118,7 +119,7 @@ def load_pairs(
     table = cohort.pairs()
     jobs = (delayed(_prepare_row)(cohort.root, row, cfg) for row in table[["participant_id", "ecg", "cine"]].to_dict("records"))
     n_jobs = max(1, cfg.workers) if len(table) > 32 else 1 # starting workers takes longer than a few participants
-    done = tqdm(Parallel(n_jobs=n_jobs, return_as="generator")(jobs), total=len(table), desc="preparing pairs", unit="participant", disable=not progress)
+    done = tqdm(Parallel(n_jobs=n_jobs, return_as="generator", idle_worker_timeout=2)(jobs), total=len(table), desc="preparing pairs", unit="participant", disable=not progress)
     rows,items,good = [],[],[]
     for i,(item,found) in enumerate(done):
         rows += found
@@ -138,6 +139,8 @@ def _prepare_row(root:Path, row:dict[str,str], cfg:TrainConfig)->tuple[tuple[Pre
     if out and isinstance(out[0], PreparedECG) and not out[0].lead_ok_L.all():
         off = ", ".join(n for n,ok in zip(STANDARD_LEADS, out[0].lead_ok_L) if not ok)
         rows.append(report_row(row["participant_id"], "ecg", BadInput(row["ecg"], f"leads missing or flat: {off}", "Nothing need be done: the encoder ignores them"), "warning"))
+    if out and isinstance(out[-1], PreparedCine) and np.isnan(out[-1].es_ms):
+        rows.append(report_row(row["participant_id"], "cine", BadInput(row["cine"], "no cavity of the left ventricle could be followed", "Look at the slice; its end of systole was predicted from the heart rate"), "warning"))
     return (tuple(out) if len(out) == 2 else None),rows
 
 def _prepare_ecg_file(path:Path, cfg:TrainConfig)->PreparedECG:

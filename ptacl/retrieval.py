@@ -89,6 +89,7 @@ class Interval(NamedTuple):
     low: float|np.ndarray    # lower end
     high: float|np.ndarray   # upper end
 
+# %% ../nbs/50_retrieval.ipynb #22dcbfe0
 def bootstrap_ci(
     values:ArrayLike, # one row a participant, (n,) or (n, ...)
     statistic:Callable[[np.ndarray],np.ndarray], # (R, n, ...) -> (R,) or (R, m): reduces axis 1

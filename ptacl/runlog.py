@@ -7,6 +7,7 @@ __all__ = ['environment', 'Run', 'open_run']
 
 # %% ../nbs/41_runlog.ipynb #d401486d
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -75,7 +76,7 @@ def open_run(
     root = Path(os.environ.get("PTACL_RUNS", "_runs"))
     settings = {k:v for k,v in asdict(cfg).items() if k not in HARMLESS}|dict(data=str(Path(data).resolve()), version=version("ptacl"))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    names = [Path(cfg.out)] if cfg.out else (root/(f"{kind}-{digest}" + (f"-{i}" if i > 1 else "")) for i in range(1, 10_000))
+    names = [Path(cfg.out)] if cfg.out else (root/(f"{kind}-{digest}" + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
     for folder in names:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder/".lock", is_singleton=True) # the same process may open it again, as "Run all" twice does
@@ -86,14 +87,15 @@ def open_run(
         if not cfg.out and (folder/"metrics.json").exists():
             lock.release()
             continue
-        if (folder/"config.json").exists(): _same_settings(cfg, folder)
+        try: _same_settings(cfg, folder)
+        except BadInput: lock.release(); raise
         save_config(cfg, folder/"config.json")
         write_atomic(folder/"environment.json", lambda tmp: tmp.write_text(json.dumps(environment(), indent=1)+"\n", encoding="utf-8"))
         return Run(folder.resolve(), lock)
-    raise BadInput(root, "holds 10,000 runs of these settings", "Clear it, or give a folder as `out`")
 
 def _same_settings(cfg:TrainConfig, folder:Path)->None:
     "Refuse a folder that another configuration has used."
+    if not (folder/"config.json").exists(): return
     before = asdict(load_config(folder/"config.json"))
     for k,v in asdict(cfg).items():
         if before[k] != v and k not in HARMLESS:

@@ -367,6 +367,15 @@ def sound_errors(nb: Notebook) -> Iterator[str]:
         if c.is_export and "IN_TEST" in c.source: yield f"{c}: library code asks whether it is tested"
 
 
+@rule
+def workers_end(nb: Notebook) -> Iterator[str]:
+    "joblib's Parallel has idle_worker_timeout=2: its workers else live on for 300 s, and nbdev_test waits for them."
+    for c in nb.code:
+        for n in ast.walk(c.tree):
+            if isinstance(n, ast.Call) and ast.unparse(n.func).split(".")[-1] == "Parallel" and "idle_worker_timeout" not in [k.arg for k in n.keywords]:
+                yield f"{c}: Parallel without idle_worker_timeout"
+
+
 # ---- demonstrations and assertions
 
 def asserts(tree: ast.AST) -> bool:

@@ -213,6 +213,7 @@ FAULTS = [
     ("sound_errors", changed(GOOD, "    return x/2", "    try: return x/2\n    except ZeroDivisionError: pass"), "10_good.ipynb", "swallowed"),
     ("sound_errors", changed(GOOD, "    return x/2", "    try: return x/2\n    except: return 0"), "10_good.ipynb", "bare except"),
     ("sound_errors", changed(GOOD, "    return x/2", '    return 0 if "IN_TEST" in globals() else x/2'), "10_good.ipynb", "whether it is tested"),
+    ("workers_end", changed(GOOD, "    return x/2", "    return Parallel(n_jobs=2)(x)"), "10_good.ipynb", "idle_worker_timeout"),
     ("demonstrated", GOOD[:6], "10_good.ipynb", "nothing is asserted of half"),
     ("demonstrated", [*GOOD[:6], ("code", "half(4., 500.)\nassert True")], "10_good.ipynb", "nothing is asserted"),
     ("demonstrated", [*GOOD[:6], ("code", "test_eq(math.pi > 3, True)")], "10_good.ipynb", "`half` is not used"),

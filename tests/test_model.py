@@ -1,0 +1,155 @@
+"What must hold of the model and the loop whatever they learn: weights, split, overfitting, resuming after a kill."
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ptacl.cohort import read_cohort
+from ptacl.config import TrainConfig, save_config
+from ptacl.core import samples_dir, seed_everything
+from ptacl.model import Batch, count_parameters, model_from_config
+from ptacl.pairs import draw_batch, load_pairs
+from ptacl.trainer import TrainState, embed_pairs, evaluate, fabric_from_config, fit_input_scaling, objective, optimizer_from_config, train_step
+
+SMALL = TrainConfig(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=4, batch_size=8, workers=1, checkpoint_every=1)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    cohort = read_cohort(samples_dir())
+    return load_pairs(replace(cohort, table=cohort.table.head(24)), SMALL, progress=False)[0]
+
+
+def new_state(cfg, pairs):
+    seed_everything(cfg.seed)
+    model = fit_input_scaling(model_from_config(cfg), pairs)
+    fabric = fabric_from_config(cfg)
+    return TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
+def test_local_loss_adds_no_weight(preset):
+    "The same weights, by number and by name, with and without the local loss; and each of them gets a gradient from the global loss alone."
+    with torch.device("meta"):
+        with_local, without = (model_from_config(TrainConfig(preset=preset, local_weight=w)) for w in (0.3, 0.0))
+    assert count_parameters(with_local) == count_parameters(without) > 0
+    assert {n: p.shape for n, p in with_local.named_parameters()} == {n: p.shape for n, p in without.named_parameters()}
+
+
+def test_global_loss_trains_every_weight_and_local_loss_too(pairs):
+    batch = Batch(**draw_batch(pairs, np.arange(4), 2500))
+    for weight in (0.0, 1.0):
+        state = new_state(SMALL, pairs)
+        loss, _ = objective(state.model(batch), state.model.temperature, replace(SMALL, local_weight=weight))
+        loss.backward()
+        idle = [n for n, p in state.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        expected = [] if weight == 0 else ["cls"] # CLS is read by the global loss only
+        assert [n for n in idle if not any(e in n for e in expected)] == []
+
+
+def test_eight_pairs_are_learned_by_heart(pairs):
+    "A system that cannot overfit eight pairs is broken."
+    cfg = replace(SMALL, lr=1e-3, warmup_share=0.1, seed=1)
+    state, batch = new_state(cfg, pairs), Batch(**draw_batch(pairs, np.arange(8), 2500))
+    for _ in range(120): row = train_step(state, batch, cfg, 120, [""]*8)
+    assert row["loss_global"] < 0.7 < np.log(8) - 1
+    scores = evaluate(state.model, pairs.take(range(8)), cfg)
+    assert scores["val_recall_at_1_ecg_to_cmr"] == scores["val_recall_at_1_cmr_to_ecg"] == 1
+
+
+def test_split_does_not_leak():
+    "No participant in two parts; adding participants moves nobody."
+    cohort = read_cohort(samples_dir())
+    parts = {name: set(cohort.table.participant_id[cohort.table.split == name]) for name in ("train", "val", "test")}
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == len(cohort.table) == 64
+    assert len(parts["test"]) >= 10
+
+
+def test_nothing_of_held_out_pairs_reaches_training(pairs):
+    "Training is the same, bit for bit, whatever the held-out recordings hold."
+    from ptacl.trainer import fit
+    train, held = pairs.take(range(16)), pairs.take(range(16, 24))
+    other = replace(held, signal_PLT=held.signal_PLT*7, cine_PFHW=1-held.cine_PFHW)
+    cfg = replace(SMALL, epochs=1)
+    weights = []
+    for part in (held, other):
+        seed_everything(cfg.seed)
+        weights.append(fit(cfg, model_from_config(cfg), train, part, progress=False).model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
+
+
+def test_two_recordings_in_a_batch_do_not_touch_each_other(pairs):
+    "No batch statistics: a participant's embedding is the same alone and in company."
+    model = fit_input_scaling(model_from_config(SMALL), pairs).train()
+    alone = embed_pairs(model, pairs.take([3]), SMALL)
+    company = embed_pairs(model, pairs.take([0, 3, 5]), SMALL)
+    assert torch.allclose(alone.ecg_BE[0], company.ecg_BE[1], atol=1e-5) and torch.allclose(alone.cmr_BE[0], company.cmr_BE[1], atol=1e-5)
+
+
+TRAIN = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from ptacl.cohort import read_cohort
+from ptacl.config import load_config
+from ptacl.core import samples_dir, seed_everything
+from ptacl.model import model_from_config
+from ptacl.pairs import load_pairs
+from ptacl.trainer import fit
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+cfg = load_config(folder/"config.json")
+cohort = read_cohort(samples_dir())
+pairs, _ = load_pairs(replace(cohort, table=cohort.table.head(24)), cfg, progress=False)
+seed_everything(cfg.seed)
+state = fit(cfg, model_from_config(cfg), pairs.take(range(16)), pairs.take(range(16, 24)), checkpoint=folder/"last.ckpt", progress=False, on_log=lambda row: print("step", row["step"], flush=True))
+torch.save(state.model.state_dict(), folder/"final.pt")
+"""
+
+
+def train_in_process(folder, kill_after_s: float | None = None) -> subprocess.Popen:
+    "Train in a process of its own; kill it hard that long after its first step."
+    process = subprocess.Popen([sys.executable, "-c", TRAIN, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if kill_after_s is not None:
+        while not process.stdout.readline().startswith("step 1"): assert process.poll() is None, process.stderr.read()
+        time.sleep(kill_after_s)
+        process.send_signal(signal.SIGKILL)
+    _, err = process.communicate(timeout=240)
+    assert kill_after_s is not None or process.returncode == 0, err
+    return process
+
+
+def test_killed_and_started_again_gives_the_same_weights(tmp_path):
+    "SIGKILL during training, at moments that nobody chose, checkpoints after every step; in the end the same weights bit for bit."
+    cfg = replace(SMALL, epochs=6, dropout=0.1, checkpoint_every=1)
+    for name in ("whole", "cut"): save_config(cfg, tmp_path/name/"config.json")
+    train_in_process(tmp_path/"whole")
+    kills = [train_in_process(tmp_path/"cut", kill_after_s=s).returncode for s in (0.05, 0.6)]
+    assert kills == [-signal.SIGKILL]*2 or 0 in kills # the second may have been quicker than the kill
+    assert not list((tmp_path/"cut").glob("*.pt")) or 0 in kills
+    steps = torch.load(tmp_path/"cut"/"last.ckpt", weights_only=True)["step"] if (tmp_path/"cut"/"last.ckpt").exists() else 0
+    assert 0 < steps <= 12
+    train_in_process(tmp_path/"cut")
+    a, b = (torch.load(tmp_path/name/"final.pt", weights_only=True) for name in ("whole", "cut"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_training_on_cuda(pairs, precision):
+    "The same code on a GPU: losses agree with the CPU's at first, and fall."
+    cpu = new_state(SMALL, pairs)
+    cfg = replace(SMALL, accelerator="cuda", precision=precision, lr=1e-3)
+    state = new_state(cfg, pairs)
+    batch = Batch(**draw_batch(pairs, np.arange(8), 2500))
+    first = train_step(state, batch.to(state.fabric.device), cfg, 60, [""]*8)
+    assert abs(first["loss"].item() - train_step(cpu, batch, SMALL, 60, [""]*8)["loss"].item()) < 0.05
+    for _ in range(40): row = train_step(state, batch.to(state.fabric.device), cfg, 60, [""]*8)
+    assert row["loss_global"] < first["loss_global"] - 0.3

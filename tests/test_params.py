@@ -1,0 +1,41 @@
+"The parameters cell of train.ipynb and TrainConfig say the same; wrong parameters stop in the first cell."
+from dataclasses import fields
+
+import nbformat
+import papermill
+import pytest
+
+from ptacl.config import TrainConfig, field_meanings
+from ptacl.core import BadInput
+from ptacl.experiment import run_notebook
+
+
+def test_parameters_cell_equals_dataclass(repo):
+    inspected = papermill.inspect_notebook(str(repo/"nbs"/"train.ipynb"))
+    cell = {n: (p["inferred_type_name"], eval(p["default"]), p["help"]) for n, p in inspected.items()}
+    meanings = field_meanings(TrainConfig)
+    assert cell == {f.name: (type(f.default).__name__, f.default, meanings[f.name]) for f in fields(TrainConfig)}
+    assert list(cell) == [f.name for f in fields(TrainConfig)]
+
+
+@pytest.mark.parametrize("params, message", [
+    (dict(epohcs=3), "there is no parameter `epohcs`. Did you mean `epochs`?"),
+    (dict(epochs="three"), "`epochs` is 'three' (str), but must be int"),
+    (dict(local_weight=2.0), "`local_weight` is 2.0"),
+])
+def test_wrong_parameter_stops_in_the_first_cell(repo, tmp_path, monkeypatch, params, message):
+    "As papermill's own command does it: the name is not checked before the kernel starts."
+    monkeypatch.setenv("PTACL_RUNS", str(tmp_path/"runs"))
+    out = tmp_path/"out.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match="BadInput") as error:
+        papermill.execute_notebook(str(repo/"nbs"/"train.ipynb"), str(out), parameters=params, cwd=str(tmp_path), progress_bar=False, kernel_name="python3")
+    assert message in str(error.value)
+    executed = nbformat.read(out, 4)
+    done = [c.source for c in executed.cells if c.cell_type == "code" and c.execution_count]
+    assert done[-1] == "cfg = TrainConfig.from_params(locals())" # nothing after it ran
+    assert not (tmp_path/"runs").exists()
+
+
+def test_run_notebook_refuses_before_the_kernel_starts(repo, tmp_path):
+    with pytest.raises(BadInput, match="Did you mean `epochs`"): run_notebook(repo/"nbs"/"train.ipynb", tmp_path/"out.ipynb", dict(epohcs=3))
+    assert not (tmp_path/"out.ipynb").exists()
