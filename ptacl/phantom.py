@@ -779,7 +779,7 @@ def write_cohort(
     _check_recipe(n_frames, n_slices, size_px, noise)
     write_atomic(begun, lambda tmp: tmp.write_text(json.dumps(recipe) + "\n"))
     jobs = (delayed(_write_participant)(out, k, recipe) for k in range(n))
-    rows = list(tqdm(Parallel(n_jobs=n_jobs, return_as="generator")(jobs), total=n, desc="participants", mininterval=1))
+    rows = list(tqdm(Parallel(n_jobs=n_jobs, return_as="generator", idle_worker_timeout=2)(jobs), total=n, desc="participants", mininterval=1))
     described = {name: dict(description=d, unit=u) for name,(d,u) in _COLUMNS.items()}
     write_atomic(out/"participants.json", lambda tmp: tmp.write_text(json.dumps(described, indent=1) + "\n"))
     write_atomic(out/"participants.tsv", lambda tmp: pd.DataFrame(rows).to_csv(tmp, sep="\t", index=False, lineterminator="\n"))
