@@ -71,8 +71,8 @@ def _assigned(source:str)->list[str]:
 class TrainConfig:
     "Every setting of one training run."
     # --- data
-    data: str = ""  # cohort folder with participants.tsv; empty = data_samples
-    out: str = ""  # run folder, resumed if it holds an unfinished run; empty = a folder below _runs (or $PTACL_RUNS), chosen by the settings
+    data: str = ""  # cohort folder with participants.tsv, or empty for data_samples
+    out: str = ""  # run folder, resumed if it holds an unfinished run, or empty for a folder below _runs (or $PTACL_RUNS), chosen by the settings
     fs: float = 500.0  # sampling rate the ECG is brought to, Hz
     mains_hz: float = 50.0  # mains frequency removed from the ECG, Hz
     window_s: float = 5.0  # ECG window: random in training, the first in evaluation, s
@@ -83,13 +83,15 @@ class TrainConfig:
     preset: str = "tiny"  # encoder sizes: tiny, small or paper
     embed_dim: int = 128  # width of the shared embedding
     # --- objective
-    local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local; 0 = global only
+    local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local, 0 is global only
     temperature: float = 0.1  # starting temperature, divides the cosine similarity
     phase_map: str = "systole"  # how time becomes cardiac phase: systole or linear
     phase_bins: int = 20  # bins of the cardiac cycle in the local loss
     phase_concentration: float = 80.0  # von Mises concentration of the kernel that pools tokens into bins
-    target_concentration: float = 0.0  # von Mises concentration of soft targets over bins; 0 = hard targets
+    target_concentration: float = 0.0  # von Mises concentration of soft targets over bins, 0 is hard targets
     frame_roll: bool = True  # start each training cine at a random frame (frames and phases together)
+    shift_px: int = 4  # largest random shift of a training cine, pixels, each way
+    noise_mv: float = 0.02  # standard deviation of noise added to training ECGs, mV
     shuffle_phases: bool = False  # control: shuffle the phases within each participant
     # --- optimisation
     epochs: int = 40  # passes over the training pairs
@@ -108,7 +110,7 @@ class TrainConfig:
     eval_every: int = 1  # epochs between two evaluations on the validation pairs
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
     n_boot: int = 1000  # bootstrap draws of the intervals
-    phenotypes: str = ""  # columns that the tasks predict, separated by commas; empty = all numbers with a unit and more than two values
+    phenotypes: str = ""  # columns that the tasks predict, separated by commas, or empty for all numbers with a unit and more than two values
 
     def __post_init__(self)->None: # raises BadInput
         check_config(self)
@@ -129,7 +131,7 @@ def check_config(
     "Refuse values that contradict themselves or each other."
     positive = "fs mains_hz window_s pixel_mm temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every checkpoint_every".split()
     rules = [(math.isfinite(getattr(cfg, n)) and getattr(cfg, n) > 0, n, "Give a number above 0") for n in positive]
-    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration weight_decay workers seed n_boot".split()]
+    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration shift_px noise_mv weight_decay workers seed n_boot".split()]
     rules += [(cfg.n_frames >= 4, "n_frames", "A cycle needs at least 4 frames"),
               (cfg.crop_px >= 16 and cfg.crop_px%16 == 0, "crop_px", "Give a multiple of 16"),
               (0 <= cfg.local_weight <= 1, "local_weight", "Give a share between 0 and 1"),

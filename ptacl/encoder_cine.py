@@ -6,6 +6,7 @@
 __all__ = ['CINE_SIZES', 'CineSize', 'conv_stem', 'CineEncoder']
 
 # %% ../nbs/22_encoder_cine.ipynb #c3d84768
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +59,12 @@ class CineEncoder(nn.Module):
         self.norm_space,self.narrow = nn.LayerNorm(dim),nn.Linear(dim, dim//4)
         self.gather = nn.Linear((size_px//16)**2*(dim//4), dim)
         self.blocks_time = nn.ModuleList(Block(dim, heads, dropout=dropout) for _ in range(depth_time))
-        self.norm = nn.LayerNorm(dim)
+        self.norm,self.pool = nn.LayerNorm(dim),nn.Linear(5*dim, dim)
 
     def forward(self,
         cine_BFHW:Tensor,    # normalised cine, (B, F, H, W)
-    )->tuple[Tensor,Tensor]: # one token a frame (B, F, D) and their mean (B, D)
+        time_BF:Tensor,      # trigger time of each frame over the RR interval, [0, 1), (B, F)
+    )->tuple[Tensor,Tensor]: # one token a frame (B, F, D) and one vector for the cine (B, D)
         "Encode a batch of cines."
         B,F,H,W = cine_BFHW.shape
         if (F, H, W) != (self.n_frames, self.size_px, self.size_px):
@@ -72,4 +74,6 @@ class CineEncoder(nn.Module):
         frames_BFD = self.gather(self.narrow(self.norm_space(x)).flatten(1)).view(B, F, -1)+self.time_1FD
         for block in self.blocks_time: frames_BFD = block(frames_BFD)
         frames_BFD = self.norm(frames_BFD)
-        return frames_BFD,frames_BFD.mean(1)
+        angle_B1F = 2*math.pi*time_BF[:, None]
+        waves_B5F = torch.cat([torch.ones_like(angle_B1F), angle_B1F.cos(), angle_B1F.sin(), (2*angle_B1F).cos(), (2*angle_B1F).sin()], dim=1)
+        return frames_BFD,self.pool((waves_B5F.to(frames_BFD.dtype)@frames_BFD/F).flatten(1))

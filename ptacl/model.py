@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     is_valid_BT: Tensor  # whether the sample has a phase, (B, T)
     cine_BFHW: Tensor  # cines, intensities in [0, 1], (B, F, H, W)
     frame_phase_BF: Tensor  # cardiac phase of each frame, [0, 1), (B, F)
+    frame_time_BF: Tensor  # trigger time of each frame over the RR interval, [0, 1), (B, F)
 
     def to(self,
         device:torch.device|str, # where to
@@ -50,7 +51,7 @@ class PTACL(nn.Module):
 
     def __init__(self,
         ecg_encoder:nn.Module,  # (B, L, T), (B, L) -> tokens (B, N, D), pooled (B, D); has `dim` and `n_leads`
-        cine_encoder:nn.Module, # (B, F, H, W) -> frame tokens (B, F, D), pooled (B, D); has `dim`
+        cine_encoder:nn.Module, # (B, F, H, W), (B, F) -> frame tokens (B, F, D), pooled (B, D); has `dim`
         *,
         embed_dim:int,          # width of the shared embedding
         temperature:float,      # starting temperature, divides the cosine similarity
@@ -81,16 +82,17 @@ class PTACL(nn.Module):
 
     def encode_cine(self,
         cine_BFHW:Tensor,    # cines, intensities in [0, 1], (B, F, H, W)
+        time_BF:Tensor,      # trigger time of each frame over the RR interval, [0, 1), (B, F)
     )->tuple[Tensor,Tensor]: # frame tokens (B, F, D) and pooled features (B, D), before the head
         "Scale and encode cines."
-        return self.cine_encoder((cine_BFHW-self.cine_mean)/self.cine_sd)
+        return self.cine_encoder((cine_BFHW-self.cine_mean)/self.cine_sd, time_BF)
 
     def forward(self,
         batch:Batch,  # recordings of B participants
     )->Embeddings:    # one embedding a participant, and one a phase bin, for both modalities
         "Embed both recordings of every participant."
         ecg_BND,ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)
-        cine_BFD,cine_BD = self.encode_cine(batch.cine_BFHW)
+        cine_BFD,cine_BD = self.encode_cine(batch.cine_BFHW, batch.frame_time_BF)
         phase_BN,is_valid_BN = ecg_token_phase(batch.phase_BT, batch.is_valid_BT, batch.lead_ok_BL, ecg_BND.shape[1])
         ecg_BQD,ecg_covered_BQ = self._pool(ecg_BND, phase_BN, is_valid_BN)
         cine_BQD,cine_covered_BQ = self._pool(cine_BFD, batch.frame_phase_BF, torch.ones_like(batch.frame_phase_BF, dtype=torch.bool))

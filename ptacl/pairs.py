@@ -176,6 +176,8 @@ def draw_batch(
     rng:np.random.Generator|None=None, # source of windows and rolls; None = evaluation
     *,
     frame_roll:bool=False,  # start each cine at a random frame
+    shift_px:int=0,         # largest random shift of a cine, pixels
+    noise_mv:float=0.,      # standard deviation of noise added to good leads, mV
     shuffle_phases:bool=False, # control: permute the phases of each cine's frames
 )->dict[str,torch.Tensor]:  # the fields of a model's `Batch`
     "Cut windows and collect the tensors of a batch."
@@ -187,7 +189,16 @@ def draw_batch(
     if rng is not None and frame_roll: frame_BF = (frame_BF+rng.integers(0, F, (B, 1)))%F
     frame_phase_BF = pairs.frame_phase_PF[rows[:, None], frame_BF]
     if rng is not None and shuffle_phases: frame_phase_BF = rng.permuted(frame_phase_BF, axis=1)
-    out = dict(signal_BLT=np.stack([pairs.signal_PLT[p, :, s:s+n_window] for p,s in zip(rows, start)]), lead_ok_BL=pairs.lead_ok_PL[rows],
-               phase_BT=pairs.phase_PT[rows[:, None], at_BT], is_valid_BT=pairs.is_valid_PT[rows[:, None], at_BT],
-               cine_BFHW=pairs.cine_PFHW[rows[:, None], frame_BF].astype(np.float32), frame_phase_BF=frame_phase_BF)
+    signal_BLT = np.stack([pairs.signal_PLT[p, :, s:s+n_window] for p,s in zip(rows, start)])
+    cine_BFHW = pairs.cine_PFHW[rows[:, None], frame_BF].astype(np.float32)
+    if rng is not None and shift_px: cine_BFHW = _shift(cine_BFHW, rng.integers(-shift_px, shift_px+1, (B, 2)))
+    if rng is not None and noise_mv: signal_BLT = signal_BLT+noise_mv*rng.standard_normal(signal_BLT.shape, dtype=np.float32)*pairs.lead_ok_PL[rows][..., None]
+    out = dict(signal_BLT=signal_BLT, lead_ok_BL=pairs.lead_ok_PL[rows], phase_BT=pairs.phase_PT[rows[:, None], at_BT], is_valid_BT=pairs.is_valid_PT[rows[:, None], at_BT],
+               cine_BFHW=cine_BFHW, frame_phase_BF=frame_phase_BF, frame_time_BF=(frame_BF/F).astype(np.float32))
     return {k:torch.from_numpy(np.ascontiguousarray(v)) for k,v in out.items()}
+
+def _shift(cine_BFHW:np.ndarray, by_B2:np.ndarray)->np.ndarray:
+    "Move each cine by whole pixels; the edge is repeated."
+    H,W = cine_BFHW.shape[2:]
+    at = lambda n,d: np.clip(np.arange(n)-d, 0, n-1)
+    return np.stack([c[:, at(H, dy)][:, :, at(W, dx)] for c,(dy,dx) in zip(cine_BFHW, by_B2)])

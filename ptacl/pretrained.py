@@ -71,4 +71,5 @@ def embed_cines(
     "Embed cines."
     items = [prepare_cine(c, n_frames=cfg.n_frames, pixel_mm=cfg.pixel_mm, crop_px=cfg.crop_px, phase_map=cfg.phase_map) for c in cines]
     cine_BFHW = torch.from_numpy(np.stack([i.cine_FHW for i in items]).astype(np.float32)).to(next(model.parameters()).device)
-    return model.cine_head(model.eval().encode_cine(cine_BFHW)[1]).float().cpu().numpy()
+    time_BF = (torch.arange(cfg.n_frames, device=cine_BFHW.device)/cfg.n_frames).expand(len(items), -1) # prepared frames are evenly spaced
+    return model.cine_head(model.eval().encode_cine(cine_BFHW, time_BF)[1]).float().cpu().numpy()

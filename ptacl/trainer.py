@@ -220,7 +220,7 @@ def fit(
         epoch,i = divmod(state.step, steps_per_epoch)
         rows = epoch_order(len(train), cfg.batch_size, cfg.seed, epoch)[i]
         rng = np.random.default_rng((cfg.seed, 1, state.step))
-        batch = Batch(**draw_batch(train, rows, n_window, rng, frame_roll=cfg.frame_roll, shuffle_phases=cfg.shuffle_phases)).to(fabric.device)
+        batch = Batch(**draw_batch(train, rows, n_window, rng, frame_roll=cfg.frame_roll, shift_px=cfg.shift_px, noise_mv=cfg.noise_mv, shuffle_phases=cfg.shuffle_phases)).to(fabric.device)
         row = train_step(state, batch, cfg, n_steps, train.table.participant_id.iloc[rows].tolist())
         bar.update()
         if state.step%cfg.log_every == 0 or state.step == n_steps:
