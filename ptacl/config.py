@@ -94,9 +94,9 @@ class TrainConfig:
     noise_mv: float = 0.02  # standard deviation of noise added to training ECGs, mV
     shuffle_phases: bool = False  # control: shuffle the phases within each participant
     # --- optimisation
-    epochs: int = 40  # passes over the training pairs
+    epochs: int = 50  # passes over the training pairs
     batch_size: int = 16  # pairs per step, which is also negatives + 1
-    lr: float = 1e-3  # peak learning rate
+    lr: float = 5e-4  # peak learning rate
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm
