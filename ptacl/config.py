@@ -101,6 +101,7 @@ class TrainConfig:
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm
     dropout: float = 0.0  # dropout in the transformer blocks
+    ecg_keep: float = 1.0  # share of the ECG patches, drawn anew, that a training step looks at
     # --- run
     seed: int = 0  # of initialisation, batches, windows and rolls
     accelerator: str = "auto"  # auto, cpu or cuda
@@ -137,6 +138,7 @@ def check_config(
               (0 <= cfg.local_weight <= 1, "local_weight", "Give a share between 0 and 1"),
               (0 <= cfg.warmup_share < 1, "warmup_share", "Give a share from 0 to below 1"),
               (0 <= cfg.dropout < 1, "dropout", "Give a share from 0 to below 1"),
+              (0 < cfg.ecg_keep <= 1, "ecg_keep", "Give a share above 0, up to 1"),
               (cfg.batch_size >= 2, "batch_size", "A contrast needs at least 2 pairs"),
               (cfg.phase_bins >= 2, "phase_bins", "A contrast needs at least 2 bins"),
               (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from .config import TrainConfig
 from .encoder_cine import CINE_SIZES, CineEncoder
-from .encoder_ecg import ECG_SIZES, ECGEncoder
+from .encoder_ecg import ECG_SIZES, ECGEncoder, draw_kept
 from .layers import ProjectionHead, ecg_token_phase, phase_weights, pool_by_phase
 
 # %% ../nbs/23_model.ipynb #fae4806e
@@ -50,20 +50,21 @@ class PTACL(nn.Module):
     "ECG and cine encoder with projection heads into one embedding space."
 
     def __init__(self,
-        ecg_encoder:nn.Module,  # (B, L, T), (B, L) -> tokens (B, N, D), pooled (B, D); has `dim` and `n_leads`
+        ecg_encoder:nn.Module,  # (B, L, T), (B, L) -> tokens (B, N, D), pooled (B, D); has `dim`, `n_leads` and `n_patches`
         cine_encoder:nn.Module, # (B, F, H, W), (B, F) -> frame tokens (B, F, D), pooled (B, D); has `dim`
         *,
         embed_dim:int,          # width of the shared embedding
         temperature:float,      # starting temperature, divides the cosine similarity
         phase_bins:int,         # bins of the cardiac cycle in the local loss
         phase_concentration:float, # von Mises concentration of the pooling kernel
+        ecg_keep:float=1.,      # share of the ECG patches that a training step looks at, (0, 1]
     )->None:                    # nothing
         super().__init__()
         self.ecg_encoder,self.cine_encoder = ecg_encoder,cine_encoder
         self.ecg_head = ProjectionHead(ecg_encoder.dim, embed_dim)
         self.cine_head = ProjectionHead(cine_encoder.dim, embed_dim)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1/temperature)))
-        self.phase_bins,self.phase_concentration = phase_bins,phase_concentration
+        self.phase_bins,self.phase_concentration,self.ecg_keep = phase_bins,phase_concentration,ecg_keep
         for name,value in (("ecg_mean_L", torch.zeros(ecg_encoder.n_leads)), ("ecg_sd_L", torch.ones(ecg_encoder.n_leads)),
                            ("cine_mean", torch.tensor(0.)), ("cine_sd", torch.tensor(1.))): self.register_buffer(name, value)
 
@@ -75,10 +76,11 @@ class PTACL(nn.Module):
     def encode_ecg(self,
         signal_BLT:Tensor, # ECG windows, mV, (B, L, T)
         lead_ok_BL:Tensor, # False = lead missing or flat, (B, L)
+        kept_BN:Tensor|None=None, # indices of the patches to look at; None = all
     )->tuple[Tensor,Tensor]: # tokens (B, N, D) and pooled features (B, D), before the head
         "Scale and encode ECG windows."
         scaled_BLT = (signal_BLT-self.ecg_mean_L[:, None])/self.ecg_sd_L[:, None]*lead_ok_BL[..., None]
-        return self.ecg_encoder(scaled_BLT, lead_ok_BL)
+        return self.ecg_encoder(scaled_BLT, lead_ok_BL, kept_BN)
 
     def encode_cine(self,
         cine_BFHW:Tensor,    # cines, intensities in [0, 1], (B, F, H, W)
@@ -91,9 +93,13 @@ class PTACL(nn.Module):
         batch:Batch,  # recordings of B participants
     )->Embeddings:    # one embedding a participant, and one a phase bin, for both modalities
         "Embed both recordings of every participant."
-        ecg_BND,ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)
+        phase_BN,is_valid_BN = ecg_token_phase(batch.phase_BT, batch.is_valid_BT, batch.lead_ok_BL, self.ecg_encoder.n_patches)
+        kept_BN = None
+        if self.training and self.ecg_keep < 1:
+            kept_BN = draw_kept(len(phase_BN), self.ecg_encoder.n_patches, self.ecg_keep, phase_BN.device)
+            phase_BN,is_valid_BN = phase_BN.gather(1, kept_BN),is_valid_BN.gather(1, kept_BN)
+        ecg_BND,ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, kept_BN)
         cine_BFD,cine_BD = self.encode_cine(batch.cine_BFHW, batch.frame_time_BF)
-        phase_BN,is_valid_BN = ecg_token_phase(batch.phase_BT, batch.is_valid_BT, batch.lead_ok_BL, ecg_BND.shape[1])
         ecg_BQD,ecg_covered_BQ = self._pool(ecg_BND, phase_BN, is_valid_BN)
         cine_BQD,cine_covered_BQ = self._pool(cine_BFD, batch.frame_phase_BF, torch.ones_like(batch.frame_phase_BF, dtype=torch.bool))
         return Embeddings(self.ecg_head(ecg_BD), self.cine_head(cine_BD), self.ecg_head(ecg_BQD), self.cine_head(cine_BQD), ecg_covered_BQ&cine_covered_BQ, ecg_BD, cine_BD)
@@ -104,12 +110,12 @@ class PTACL(nn.Module):
 
 # %% ../nbs/23_model.ipynb #62004721
 def model_from_config(
-    cfg:TrainConfig, # uses preset, embed_dim, temperature, window, frames, crop, phase bins, dropout
+    cfg:TrainConfig, # uses preset, embed_dim, temperature, window, frames, crop, phase bins, dropout, ecg_keep
 )->PTACL:            # with freshly initialised weights
     "Build the model that a configuration describes."
     ecg = ECGEncoder(round(cfg.window_s*cfg.fs), **asdict(ECG_SIZES[cfg.preset]), dropout=cfg.dropout)
     cine = CineEncoder(cfg.n_frames, cfg.crop_px, **asdict(CINE_SIZES[cfg.preset]), dropout=cfg.dropout)
-    return PTACL(ecg, cine, embed_dim=cfg.embed_dim, temperature=cfg.temperature, phase_bins=cfg.phase_bins, phase_concentration=cfg.phase_concentration)
+    return PTACL(ecg, cine, embed_dim=cfg.embed_dim, temperature=cfg.temperature, phase_bins=cfg.phase_bins, phase_concentration=cfg.phase_concentration, ecg_keep=cfg.ecg_keep)
 
 # %% ../nbs/23_model.ipynb #cef20cbd
 def count_parameters(

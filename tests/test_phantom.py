@@ -11,7 +11,8 @@ import pytest
 
 from ptacl.cine import read_cine
 from ptacl.ecg import read_ecg
-from ptacl.phantom import PREVALENCE, draw_latents, simulate_participant, write_cohort
+from ptacl.phantom import simulate_participant, write_cohort
+from ptacl.phantom_latents import PREVALENCE, draw_latents
 
 HEALTHY = dict.fromkeys(PREVALENCE, 0.)
 SMALL = dict(n_frames=10, size_px=48)
