@@ -123,6 +123,10 @@ def load_checkpoint(
     except Exception as e: raise BadInput(path, f"not a readable checkpoint ({type(e).__name__})", "Delete it to begin again, or give another run folder") from e
     changed = [k for k,v in asdict(cfg).items() if content["config"].get(k) != v and k not in HARMLESS]
     if changed: raise BadInput(path, f"was made with {changed[0]} = {content['config'].get(changed[0])!r}, not {getattr(cfg, changed[0])!r}", "Resume with the same settings, or give another run folder as `out`")
+    for k in _FROM_DATA:
+        if not torch.allclose(state.model.state_dict()[k], content["model"][k], rtol=1e-3):
+            raise BadInput(path, f"was made with other training pairs ({k} = {content['model'][k].flatten()[0]:.5g}, not {state.model.state_dict()[k].flatten()[0]:.5g})",
+                           "Resume with the same cohort, or give another run folder as `out`")
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.fabric._precision.load_state_dict(content["precision"])
@@ -131,6 +135,7 @@ def load_checkpoint(
     if len(content["rng"]) > 1 and state.fabric.device.type == "cuda": torch.cuda.set_rng_state(content["rng"][1].cpu(), state.fabric.device)
     return state
 
+_FROM_DATA = ("ecg_mean_L", "ecg_sd_L", "cine_mean", "cine_sd")
 HARMLESS = ("data", "out", "workers", "log_every", "eval_every", "checkpoint_every", "n_boot", "phenotypes")
 
 # %% ../nbs/40_trainer.ipynb #21315c06

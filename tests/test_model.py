@@ -114,15 +114,15 @@ torch.save(state.model.state_dict(), folder/"final.pt")
 """
 
 
-def train_in_process(folder, kill_after_s: float | None = None) -> subprocess.Popen:
-    "Train in a process of its own; kill it hard that long after its first step."
+def train_in_process(folder, kill_at_step: int | None = None) -> subprocess.Popen:
+    "Train in a process of its own; kill it hard somewhere in the step after that one."
     process = subprocess.Popen([sys.executable, "-c", TRAIN, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if kill_after_s is not None:
-        while not process.stdout.readline().startswith("step 1"): assert process.poll() is None, process.stderr.read()
-        time.sleep(kill_after_s)
+    if kill_at_step is not None:
+        while process.stdout.readline().strip() != f"step {kill_at_step}": assert process.poll() is None, process.stderr.read()
+        time.sleep(0.03)
         process.send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=240)
-    assert kill_after_s is not None or process.returncode == 0, err
+    assert kill_at_step is not None or process.returncode == 0, err
     return process
 
 
@@ -131,11 +131,12 @@ def test_killed_and_started_again_gives_the_same_weights(tmp_path):
     cfg = replace(SMALL, epochs=6, dropout=0.1, checkpoint_every=1)
     for name in ("whole", "cut"): save_config(cfg, tmp_path/name/"config.json")
     train_in_process(tmp_path/"whole")
-    kills = [train_in_process(tmp_path/"cut", kill_after_s=s).returncode for s in (0.05, 0.6)]
-    assert kills == [-signal.SIGKILL]*2 or 0 in kills # the second may have been quicker than the kill
-    assert not list((tmp_path/"cut").glob("*.pt")) or 0 in kills
-    steps = torch.load(tmp_path/"cut"/"last.ckpt", weights_only=True)["step"] if (tmp_path/"cut"/"last.ckpt").exists() else 0
-    assert 0 < steps <= 12
+    steps = []
+    for step in (2, 7):
+        process = train_in_process(tmp_path/"cut", step)
+        assert process.returncode == -signal.SIGKILL and not (tmp_path/"cut"/"final.pt").exists()
+        steps.append(torch.load(tmp_path/"cut"/"last.ckpt", weights_only=True)["step"])
+    assert 0 < steps[0] < steps[1] < 12
     train_in_process(tmp_path/"cut")
     a, b = (torch.load(tmp_path/name/"final.pt", weights_only=True) for name in ("whole", "cut"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
