@@ -4,15 +4,23 @@
 
 # %% auto #0
 __all__ = ['STANDARD_LEADS', 'lead_name', 'mv_per_unit', 'ECG', 'einthoven_error_mv', 'derive_limb_leads', 'flag_leads',
-           'ecg_from_array', 'read_ecg', 'resample_ecg', 'clean_ecg', 'standardise_ecg', 'Scaling', 'fit_scaling',
-           'normalise', 'denormalise', 'window']
+           'ecg_from_array', 'parse_xml', 'ecg_from_cardiosoft', 'ecg_from_muse', 'quiet_pydicom', 'ecg_from_dicom',
+           'read_ecg', 'resample_ecg', 'clean_ecg', 'standardise_ecg', 'Scaling', 'fit_scaling', 'normalise',
+           'denormalise', 'window']
 
 # %% ../nbs/10_ecg.ipynb #8cfdaf45
+import base64
+import binascii
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from xml.etree import ElementTree
+from xml.parsers import expat
 
 import numpy as np
 from scipy.signal import butter, iirnotch, resample_poly, sosfiltfilt, tf2sos
@@ -195,6 +203,154 @@ def ecg_from_array(
         raise BadInput("array", f"shape {x_LT.shape} with {len(lead_names)} lead names", "Give (leads, samples), one row a name; transpose if samples come first.")
     return _assemble(x_LT*mv_per_unit(unit), fs, lead_names, (), "array")
 
+# %% ../nbs/10_ecg.ipynb #1476de4b
+_MAX_XML = 64*2**20 # bytes; a 10 s record is 0.2-1 MB
+
+def parse_xml(
+    path:str|Path, # XML file of an ECG
+)->ElementTree.Element: # its root
+    "Parse an XML file that declares no entities."
+    path = Path(path)
+    if not path.is_file(): raise BadInput(path, "no such file", "Check the path.")
+    if path.stat().st_size>_MAX_XML: raise BadInput(path, f"{path.stat().st_size} bytes are too many for an ECG", f"Files up to {_MAX_XML} bytes are read.")
+    unsafe = BadInput(path, "declares a document type or entities, which can make a reader open other files", "Export the ECG again without DOCTYPE.")
+    def doctype(name:str, system:str, public:str, has_declarations:int):
+        if name!="RestingECG" or has_declarations: raise unsafe
+    def entity(*args): raise unsafe
+    check,data = expat.ParserCreate(),path.read_bytes()
+    check.StartDoctypeDeclHandler,check.EntityDeclHandler = doctype,entity
+    try:
+        check.Parse(data, True)
+        return ElementTree.fromstring(data)
+    except (expat.ExpatError, ElementTree.ParseError, LookupError, ValueError) as err:
+        if err is unsafe: raise
+        line = getattr(err, "lineno", None) or getattr(err, "position", ["?"])[0]
+        raise BadInput(path, f"not well-formed XML at line {line}", "The file is truncated or damaged: copy or export it again.") from None
+
+# %% ../nbs/10_ecg.ipynb #be43e15a
+def _number(node:ElementTree.Element, tag:str, source:str)->tuple[float,str]:
+    "Number and unit of a child that must be there."
+    child = node.find(tag)
+    text = "" if child is None else (child.text or "").strip()
+    try: return float(text), (child.get("units") or "").strip()
+    except (ValueError, AttributeError):
+        raise BadInput(source, f"{node.tag} has no {tag}" if not text else f"{tag} of {node.tag} is not a number", "Export the ECG again; none is assumed.") from None
+
+def _cardiosoft_samples(wave:ElementTree.Element, n:int, source:str)->np.ndarray:
+    "The integers of one lead."
+    name = wave.get("lead") or "without a name"
+    words = re.sub(r"\s", "", wave.text or "").strip(",").split(",")
+    try: x_T = np.array(words, dtype=np.float64)
+    except ValueError: raise BadInput(source, f"a sample of lead {name!r:.20} is not a number", "The file is damaged: copy or export it again.") from None
+    if len(x_T)!=n: raise BadInput(source, f"lead {name!r:.20} has {len(x_T)} samples, ChannelSampleCountTotal says {n}", "The file is damaged: copy or export it again.")
+    return x_T
+
+def ecg_from_cardiosoft(
+    node:ElementTree.Element, # StripData or MedianSamples
+    source:str,               # the file, for errors and `ECG.source`
+)->ECG:                       # the leads in mV and standard order
+    "The leads in an element of a CardioSoft XML."
+    (fs,hz),(step,unit) = _number(node, "SampleRate", source),_number(node, "Resolution", source)
+    if hz.lower() not in ("hz", ""): raise BadInput(source, f"SampleRate is in {hz!r:.20}", "It must be in Hz.")
+    n = int(_number(node, "ChannelSampleCountTotal", source)[0])
+    waves = node.findall("WaveformData")
+    said = node.findtext("NumberOfLeads", "").strip()
+    if said.isdigit() and int(said)!=len(waves):
+        raise BadInput(source, f"NumberOfLeads is {said}, but there are {len(waves)} leads", "The file is damaged: copy or export it again.")
+    if len(waves)<2: raise BadInput(source, f"{node.tag} holds {len(waves)} leads", _NEEDED)
+    mv = mv_per_unit(re.sub("perlsb$", "", unit.lower()), source)
+    return _assemble(np.stack([_cardiosoft_samples(w, n, source) for w in waves])*step*mv, fs, [w.get("lead") or "" for w in waves], (), source)
+
+# %% ../nbs/10_ecg.ipynb #31c51f90
+def _muse_samples(lead:ElementTree.Element, source:str)->np.ndarray:
+    "The samples of one lead in mV."
+    name = lead.findtext("LeadID", "").strip()
+    damaged = "The file is damaged: copy or export it again."
+    try: raw = base64.b64decode("".join(lead.findtext("WaveFormData", "").split()), validate=True)
+    except binascii.Error: raise BadInput(source, f"samples of lead {name!r:.20} are not base64", damaged) from None
+    n = int(_number(lead, "LeadSampleCountTotal", source)[0])
+    if len(raw)!=2*n: raise BadInput(source, f"lead {name!r:.20} has {len(raw)} bytes, LeadSampleCountTotal {n} needs {2*n}", damaged)
+    crc = lead.findtext("LeadDataCRC32", "").strip()
+    if crc.isdigit() and int(crc) and zlib.crc32(raw)!=int(crc): raise BadInput(source, f"checksum of lead {name!r:.20} does not fit its samples", damaged)
+    mv = mv_per_unit(lead.findtext("LeadAmplitudeUnits", ""), source)
+    return np.frombuffer(raw, "<i2")*_number(lead, "LeadAmplitudeUnitsPerBit", source)[0]*mv
+
+def ecg_from_muse(
+    root:ElementTree.Element, # RestingECG
+    source:str,               # the file, for errors and `ECG.source`
+)->ECG:                       # the record in mV and standard order
+    "The record in a MUSE XML."
+    waves = [w for w in root.findall("Waveform") if w.findtext("WaveformType", "").strip().lower()=="rhythm"]
+    if len(waves)!=1: raise BadInput(source, f"{len(waves)} waveforms of type Rhythm", "Export the ECG with its rhythm strip, all leads in one.")
+    fs = _number(waves[0], "SampleBase", source)[0]*10**float(waves[0].findtext("SampleExponent", "0"))
+    leads = waves[0].findall("LeadData")
+    lengths = {m.findtext("LeadSampleCountTotal", "") for m in leads}|{m.findtext("LeadTimeOffset", "0").strip() or "0" for m in leads}-{"0"}
+    if len(lengths)!=1: raise BadInput(source, f"its {len(leads)} leads differ in length or start", "A 12-lead record with leads of the same time is needed.")
+    return _assemble(np.stack([_muse_samples(m, source) for m in leads]), fs, [m.findtext("LeadID", "").strip() for m in leads], (), source)
+
+# %% ../nbs/10_ecg.ipynb #24bacff6
+@contextmanager
+def quiet_pydicom()->Iterator[None]: # a context
+    "Keep pydicom from quoting a file's content in warnings and logs."
+    from pydicom import config
+    before = config.settings.reading_validation_mode
+    config.settings.reading_validation_mode = config.IGNORE
+    level = config.logger.level
+    config.logger.setLevel("CRITICAL")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        config.settings.reading_validation_mode = before
+        config.logger.setLevel(level)
+
+# %% ../nbs/10_ecg.ipynb #1c55dcc4
+_DICOM_LEADS = dict(zip(("1", "2", "61", "62", "63", "64", "3", "4", "5", "6", "7", "8"), STANDARD_LEADS)) # SCP-ECG's numbers, as in 5.6.3-9-61 and 2:61
+
+def _dicom_channel(channel:object)->str:
+    "The name of a channel: ours, or else the file's."
+    source = (channel.get("ChannelSourceSequence") or [{}])[0]
+    code = re.fullmatch(r"(?:5\.6\.3-9-|2:)(\d+)", str(source.get("CodeValue", "")))
+    words = str(channel.get("ChannelLabel") or ""), str(source.get("CodeMeaning", ""))
+    coded = _DICOM_LEADS.get(code[1]) if code else None
+    return coded or next((w for w in words if lead_name(w)), words[0] or words[1])
+
+def _dicom_mv(group:object, k:int, raw_T:np.ndarray, source:str)->np.ndarray:
+    "One channel in mV; not-a-number where it is padded."
+    channel = group.ChannelDefinitionSequence[k]
+    unit = (channel.get("ChannelSensitivityUnitsSequence") or [{}])[0].get("CodeValue", "")
+    if channel.get("ChannelSensitivity") is None:
+        raise BadInput(source, f"channel {k} has no ChannelSensitivity", "Export the ECG again with its calibration; none is assumed.")
+    step = float(channel.ChannelSensitivity)*float(channel.get("ChannelSensitivityCorrectionFactor") or 1)
+    x_T = raw_T*step+float(channel.get("ChannelBaseline") or 0)
+    padding = group.get("WaveformPaddingValue")
+    if isinstance(padding, bytes): padding = int.from_bytes(padding[:raw_T.itemsize], "little", signed=raw_T.dtype.kind=="i")
+    return np.where(raw_T==padding, np.nan, x_T)*mv_per_unit(str(unit), source) if padding is not None else x_T*mv_per_unit(str(unit), source)
+
+def ecg_from_dicom(
+    path:str|Path, # DICOM file with waveforms
+)->ECG:            # the record in mV and standard order
+    "Read a 12-lead ECG from a DICOM waveform file."
+    import pydicom
+    from pydicom.waveforms.numpy_handler import multiplex_array
+    source = str(path)
+    if not Path(path).is_file(): raise BadInput(source, "no such file", "Check the path.")
+    with quiet_pydicom():
+        try:
+            file = pydicom.dcmread(path, specific_tags=["WaveformSequence"])
+            groups = [(k, g) for k,g in enumerate(file.get("WaveformSequence") or []) if g.get("WaveformOriginality")!="DERIVED"]
+            if not groups: raise BadInput(source, "holds no original waveform", "A DICOM ECG (12-lead or general ECG waveform storage) is needed.")
+            k,group = max(groups, key=lambda kg: kg[1].NumberOfWaveformSamples/kg[1].SamplingFrequency)
+            names,raw_TL = [_dicom_channel(c) for c in group.ChannelDefinitionSequence],multiplex_array(file, k)
+            leads = [j for j,s in enumerate(names) if lead_name(s)]
+            mv_LT = np.stack([_dicom_mv(group, j, raw_TL[:,j], source) for j in leads]) if leads else raw_TL.T[:0]
+            fs = float(group.SamplingFrequency)
+        except BadInput: raise
+        except Exception as err: # pydicom raises many kinds, with the file's content in the text
+            raise BadInput(source, f"pydicom cannot read it ({type(err).__name__})", "The file is truncated or no DICOM ECG: copy or export it again.") from None
+    return _assemble(mv_LT, fs, [names[j] for j in leads], [s for s in names if not lead_name(s)], source)
+
 # %% ../nbs/10_ecg.ipynb #49fc223e
 _BYTES_PER_SAMPLE = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 3/2, "310": 4/3, "311": 4/3}
 
@@ -261,11 +417,9 @@ def _header_of(path:Path)->Path:
         if hea.is_file(): return hea
     raise BadInput(path, "no such WFDB record (no header file)", "Name a record by its path with or without .hea; .hea and signal files lie side by side.")
 
-def read_ecg(
-    path:str|Path, # WFDB record: its .hea, a signal file, or the path without suffix
-)->ECG:            # the record in mV and standard order, at its own rate
-    "Read a 12-lead ECG from a WFDB record."
-    hea = _header_of(Path(path))
+def _read_wfdb(path:Path)->ECG:
+    "Read a WFDB record."
+    hea = _header_of(path)
     channels,frame_rate,labels,units,per_frame = _read_channels(hea)
     leads = [k for k,s in enumerate(labels) if lead_name(s)]
     if len({per_frame[k] for k in leads})>1:
@@ -274,6 +428,30 @@ def read_ecg(
     mv_LT = np.stack([channels[k]*mv_per_unit(units[k] or "", hea) for k in leads])
     others = [s for s in labels if not lead_name(s)]
     return _assemble(mv_LT, frame_rate*per_frame[leads[0]], [labels[k] for k in leads], others, str(hea))
+
+# %% ../nbs/10_ecg.ipynb #9776a78c
+def _kind_of(path:Path)->str:
+    "xml, dicom or wfdb, from the suffix or the content."
+    if path.suffix.lower() in (".xml", ".dcm"): return {".xml": "xml", ".dcm": "dicom"}[path.suffix.lower()]
+    if not path.is_file() or path.suffix in (".hea", ".dat", ".mat"): return "wfdb"
+    with open(path, "rb") as f: head = f.read(1024)
+    if head[128:132]==b"DICM": return "dicom"
+    return "xml" if head.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").startswith(b"<") else "wfdb"
+
+def read_ecg(
+    path:str|Path, # WFDB record (its .hea, a signal file, or the path without suffix), DICOM waveform file, MUSE or CardioSoft XML
+)->ECG:            # the record in mV and standard order, at its own rate
+    "Read a 12-lead ECG from a file."
+    path = Path(path)
+    kind = _kind_of(path)
+    if kind=="wfdb": return _read_wfdb(path)
+    if kind=="dicom": return ecg_from_dicom(path)
+    root = parse_xml(path)
+    if root.tag=="RestingECG": return ecg_from_muse(root, str(path))
+    if root.tag!="CardiologyXML": raise BadInput(path, f"its root element is {root.tag!r:.30}", "MUSE (RestingECG) and CardioSoft (CardiologyXML) are read; export the ECG as DICOM or WFDB.")
+    strip = root.find(".//StripData")
+    if strip is None: raise BadInput(path, "there is no StripData", "Export the ECG with its waveforms.")
+    return ecg_from_cardiosoft(strip, str(path))
 
 # %% ../nbs/10_ecg.ipynb #aae63195
 def resample_ecg(

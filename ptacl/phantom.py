@@ -18,24 +18,31 @@ from .core import BadInput, write_atomic
 from .ecg import ECG, STANDARD_LEADS
 from .phantom_cine import check_cine_recipe, simulate_cine
 from .phantom_ecg import UV_PER_LSB, simulate_ecg
-from .phantom_latents import PREVALENCE, Latents, draw_conditions, draw_latents, participant_rng, repolarisation_ms
+from .phantom_latents import (PREVALENCE, Latents, draw_conditions, draw_latents, further_phenotypes, lv_length_mm, participant_rng,
+                                   repolarisation_ms, t_peak_ms)
+from .ukbb import PHENOTYPES
 
 # %% ../nbs/83_phantom.ipynb #9a798f32
+_CATEGORY_157 = ("lvedv_ml", "lvesv_ml", "lvsv_ml", "lvef", "lvco_l_min", "lvm_g", "rvedv_ml", "rvesv_ml", "rvsv_ml", "rvef",
+                 "wall_thickness_global_mm", "circ_strain_global", "long_strain_global")
 _COLUMNS = {
     "participant_id": ("participant", ""), "ecg": ("WFDB record, path relative to this table", ""),
     "cine": ("short-axis cine, NIfTI, path relative to this table", ""), "sex": ("sex", "M or F"), "age": ("age at the visit", "years"),
     "height_cm": ("standing height", "cm"), "weight_kg": ("weight", "kg"), "bsa_m2": ("body surface area, Mosteller", "m2"),
     "heart_rate_ecg_bpm": ("mean heart rate during the ECG", "bpm"), "heart_rate_scan_bpm": ("mean heart rate during the cine", "bpm"),
-    "lvedv_ml": ("LV end-diastolic volume", "mL"), "lvesv_ml": ("LV end-systolic volume", "mL"), "lvsv_ml": ("LV stroke volume", "mL"),
-    "lvef": ("LV ejection fraction", "%"), "lvm_g": ("LV mass", "g"), "rvedv_ml": ("RV end-diastolic volume", "mL"),
-    "rvesv_ml": ("RV end-systolic volume", "mL"), "rvef": ("RV ejection fraction", "%"), "lbbb": ("left bundle branch block", "0 or 1"),
-    "mi": ("old myocardial infarction", "0 or 1"), "lvh": ("LV hypertrophy with strain", "0 or 1"), "dcm": ("dilated cardiomyopathy", "0 or 1"),
-    "af": ("atrial fibrillation", "0 or 1"), "pvc": ("ventricular ectopic beats in the strip", "0 or 1"),
-    "truth_mi_territory": ("territory of the infarct, empty = none", ""), "truth_es_ms": ("end of systole after R at the scan", "ms"),
-    "truth_es_phase": ("the same as a share of the scan's RR", ""), "truth_qrs_ms": ("QRS duration", "ms"), "truth_pr_ms": ("PR interval", "ms"),
-    "truth_qt_ms": ("QT interval at the mean RR of the ECG", "ms"), "truth_t_end_ms": ("end of T after R at the mean RR of the ECG", "ms"),
-    "truth_axis_deg": ("frontal QRS axis", "degrees"), "truth_orientation_deg": ("turn of the heart in the image", "degrees"),
-    "truth_voltage_gain": ("gain of the ECG", "ratio")}
+    **{name: PHENOTYPES[name][1:] for name in _CATEGORY_157},
+    "lbbb": ("left bundle branch block", "0 or 1"), "mi": ("old myocardial infarction", "0 or 1"), "lvh": ("LV hypertrophy", "0 or 1"),
+    "dcm": ("dilated cardiomyopathy", "0 or 1"), "rvd": ("dilated right ventricle", "0 or 1"), "af": ("atrial fibrillation", "0 or 1"),
+    "pvc": ("ventricular ectopic beats in the strip", "0 or 1"),
+    "truth_mi_territory": ("territory of the infarct, empty = none", ""), "truth_strain": ("strain pattern on the ECG", "0 or 1"),
+    "truth_es_ms": ("end of systole after R at the scan", "ms"), "truth_es_phase": ("the same as a share of the scan's RR", ""),
+    "truth_ejection_ms": ("start of ejection after R at the scan", "ms"), "truth_ivrt_ms": ("isovolumic relaxation", "ms"),
+    "truth_atrial_share": ("share of the stroke volume that the atrium fills", ""), "truth_lv_length_mm": ("LV length, end of diastole", "mm"),
+    "truth_qrs_ms": ("QRS duration", "ms"), "truth_pr_ms": ("PR interval", "ms"), "truth_qt_ms": ("QT interval at the mean RR of the ECG", "ms"),
+    "truth_t_peak_ms": ("peak of T after R at the mean RR of the ECG", "ms"), "truth_t_end_ms": ("end of T after R at the mean RR of the ECG", "ms"),
+    "truth_axis_deg": ("frontal QRS axis", "degrees"), "truth_transition_deg": ("turn of the horizontal QRS loop", "degrees"),
+    "truth_qrst_deg": ("frontal angle of T against QRS", "degrees"), "truth_orientation_deg": ("turn of the heart in the image", "degrees"),
+    "truth_voltage_gain": ("gain of the ECG", "ratio"), "truth_t_gain": ("gain of T", "ratio"), "truth_right_force": ("late right force, share of QRS", "")}
 
 def participant_row(
     lat:Latents,        # the participant
@@ -43,14 +50,20 @@ def participant_row(
 )->dict:                # one row of participants.tsv
     "The table's row of a participant, rounded as it is written."
     qt, t_end = repolarisation_ms(lat, lat.rr_ecg_ms)
-    extra = {"truth_qt_ms": qt, "truth_t_end_ms": t_end}
     row = {"participant_id": participant_id, "ecg": f"ecg/{participant_id}", "cine": f"cine/{participant_id}.nii.gz", "sex": "M" if lat.is_male else "F",
-           "truth_mi_territory": lat.territory, "truth_es_phase": round(lat.es_ms/lat.rr_scan_ms, 4), "truth_voltage_gain": round(lat.voltage_gain, 3)}
+           "truth_mi_territory": lat.territory}
+    known = vars(lat) | further_phenotypes(lat) | dict(es_phase=lat.es_ms/lat.rr_scan_ms, qt_ms=qt, t_end_ms=t_end, t_peak_ms=t_peak_ms(lat, lat.rr_ecg_ms),
+                                                       lv_length_mm=lv_length_mm(lat))
     for name in _COLUMNS:
         if name in row: continue
-        value = extra.get(name, getattr(lat, name.removeprefix("truth_"), None))
-        row[name] = int(value) if isinstance(value, bool) else round(value, 2)
+        value, fine = known[name.removeprefix("truth_")], name.endswith(("_phase", "_gain", "_share", "_force"))
+        row[name] = int(value) if isinstance(value, bool) else round(float(value), 4 if fine else 2)
     return {name: row[name] for name in _COLUMNS}
+
+def _descriptions()->dict[str,dict]:
+    "What participants.json says of each column."
+    fields_157 = {name: dict(field=PHENOTYPES[name][0]) for name in _CATEGORY_157}
+    return {name: dict(description=d, unit=u) | fields_157.get(name, {}) for name,(d,u) in _COLUMNS.items()}
 
 # %% ../nbs/83_phantom.ipynb #ed4c1f68
 @dataclass(frozen=True)
@@ -139,7 +152,6 @@ def write_cohort(
     write_atomic(begun, lambda tmp: tmp.write_text(json.dumps(recipe) + "\n"))
     jobs = (delayed(_write_participant)(out, k, recipe) for k in range(n))
     rows = list(tqdm(Parallel(n_jobs=n_jobs, return_as="generator", idle_worker_timeout=2)(jobs), total=n, desc="participants", mininterval=1))
-    described = {name: dict(description=d, unit=u) for name,(d,u) in _COLUMNS.items()}
-    write_atomic(out/"participants.json", lambda tmp: tmp.write_text(json.dumps(described, indent=1) + "\n"))
+    write_atomic(out/"participants.json", lambda tmp: tmp.write_text(json.dumps(_descriptions(), indent=1) + "\n"))
     write_atomic(out/"participants.tsv", lambda tmp: pd.DataFrame(rows).to_csv(tmp, sep="\t", index=False, lineterminator="\n"))
     return out
