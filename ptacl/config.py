@@ -114,6 +114,7 @@ class TrainConfig(Parameters):
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm
     dropout: float = 0.0  # dropout in the transformer blocks
+    average_pairs: int = 0  # horizon of a running mean of the weights, which then is what is evaluated and kept, pairs, or 0 for none
     ecg_keep: float = 1.0  # share of the ECG patches, drawn anew, that a training step looks at
     # --- run
     seed: int = 0  # of initialisation, batches, windows and rolls
@@ -136,7 +137,7 @@ def check_config(
     "Refuse values that contradict themselves or each other."
     positive = "fs mains_hz window_s pixel_mm temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every checkpoint_every".split()
     rules = [(math.isfinite(getattr(cfg, n)) and getattr(cfg, n) > 0, n, "Give a number above 0") for n in positive]
-    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration shift_px noise_mv weight_decay workers seed n_boot".split()]
+    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration shift_px noise_mv weight_decay average_pairs workers seed n_boot".split()]
     rules += [(cfg.n_frames >= 4, "n_frames", "A cycle needs at least 4 frames"),
               (cfg.crop_px >= 16 and cfg.crop_px%16 == 0, "crop_px", "Give a multiple of 16"),
               (0 <= cfg.local_weight <= 1, "local_weight", "Give a share between 0 and 1"),

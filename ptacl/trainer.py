@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HARMLESS', 'lr_at', 'optimizer_from_config', 'fit_input_scaling', 'objective', 'fabric_from_config', 'TrainState',
-           'save_checkpoint', 'load_checkpoint', 'train_step', 'embed_pairs', 'evaluate', 'fit']
+           'save_checkpoint', 'load_checkpoint', 'train_step', 'average_weights', 'embed_pairs', 'evaluate', 'fit']
 
 # %% ../nbs/40_trainer.ipynb #6bf30d15
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class TrainState:
     fabric: Fabric  # device and precision
     step: int = 0  # optimiser steps done
     samples_seen: int = 0  # pairs so far
+    mean: torch.nn.Module | None = None  # model with the running mean of the weights, None = not kept
     log: list[dict[str, float]] = field(default_factory=list)  # one row a logged step or evaluation
 
 # %% ../nbs/40_trainer.ipynb #c696dbc5
@@ -104,7 +106,7 @@ def save_checkpoint(
     path:Path,        # file
 )->Path:              # the file
     "Write everything that resuming needs, atomically."
-    content = dict(model=state.model.state_dict(), optimizer=state.optimizer.state_dict(), precision=state.fabric._precision.state_dict(), step=state.step,
+    content = dict(model=state.model.state_dict(), optimizer=state.optimizer.state_dict(), precision=state.fabric._precision.state_dict(), step=state.step, mean=state.mean.state_dict() if state.mean else None,
                    samples_seen=state.samples_seen, log=state.log, rng=_rng_state(state.fabric.device), config=asdict(cfg), versions=dict(ptacl=version("ptacl"), torch=version("torch")))
     return write_atomic(path, lambda tmp: torch.save(content, tmp))
 
@@ -128,6 +130,7 @@ def load_checkpoint(
             raise BadInput(path, f"was made with other training pairs ({k} = {content['model'][k].flatten()[0]:.5g}, not {state.model.state_dict()[k].flatten()[0]:.5g})",
                            "Resume with the same cohort, or give another run folder as `out`")
     state.model.load_state_dict(content["model"])
+    if state.mean: state.mean.load_state_dict(content["mean"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.fabric._precision.load_state_dict(content["precision"])
     state.step,state.samples_seen,state.log = content["step"],content["samples_seen"],content["log"]
@@ -158,6 +161,19 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.step,state.samples_seen = state.step+1,state.samples_seen+len(batch.signal_BLT)
     return parts|dict(lr=lr, grad_norm=grad_norm, temperature=state.model.temperature.detach())
+
+# %% ../nbs/40_trainer.ipynb #f6418e2a
+@torch.no_grad()
+def average_weights(
+    mean:torch.nn.Module,  # is moved towards `model`
+    model:torch.nn.Module, # the same modules
+    step:int,              # optimiser steps done
+    batch_size:int,        # pairs of the last step
+    average_pairs:int,     # horizon, pairs, > 0
+)->None:                   # nothing
+    "Take one step's weights into the running mean."
+    keep = min(math.exp(-batch_size/average_pairs), step/(step+9))
+    for a,b in zip(mean.parameters(), model.parameters()): a.lerp_(b, 1-keep)
 
 # %% ../nbs/40_trainer.ipynb #d723a73f
 @torch.no_grad()
@@ -213,6 +229,7 @@ def fit(
     n_steps,fabric = cfg.epochs*steps_per_epoch,fabric_from_config(cfg)
     torch.manual_seed(cfg.seed)
     state = TrainState(*fabric.setup(fit_input_scaling(model, train), optimizer_from_config(model, cfg)), fabric)
+    if cfg.average_pairs: state.mean = fabric.setup_module(copy.deepcopy(model))
     if checkpoint is not None and Path(checkpoint).exists(): load_checkpoint(state, cfg, Path(checkpoint))
     def note(row:dict[str,float])->None:
         "Put a row into the log."
@@ -227,13 +244,15 @@ def fit(
         rng = np.random.default_rng((cfg.seed, 1, state.step))
         batch = Batch(**draw_batch(train, rows, n_window, rng, frame_roll=cfg.frame_roll, shift_px=cfg.shift_px, noise_mv=cfg.noise_mv, shuffle_phases=cfg.shuffle_phases)).to(fabric.device)
         row = train_step(state, batch, cfg, n_steps, train.table.participant_id.iloc[rows].tolist())
+        if state.mean: average_weights(state.mean, state.model, state.step, len(rows), cfg.average_pairs)
         bar.update()
         if state.step%cfg.log_every == 0 or state.step == n_steps:
             now = time.perf_counter()
             note(row|dict(batch_size=len(rows), pairs_per_s=(state.samples_seen-last)/(now-clock)))
             bar.set_postfix_str(f"loss {state.log[-1]['loss']:.2f}, global {state.log[-1]['loss_global']:.2f} (ln {len(rows)} = {math.log(len(rows)):.2f}), local {state.log[-1]['loss_local']:.2f}", refresh=False)
             clock,last = now,state.samples_seen
-        if state.step == n_steps or (i+1 == steps_per_epoch and (epoch+1)%cfg.eval_every == 0): note(evaluate(state.model, val, cfg))
+        if state.step == n_steps or (i+1 == steps_per_epoch and (epoch+1)%cfg.eval_every == 0): note(evaluate(state.mean or state.model, val, cfg))
         if checkpoint is not None and (state.step%cfg.checkpoint_every == 0 or state.step == n_steps): save_checkpoint(state, cfg, Path(checkpoint))
     bar.close()
+    if state.mean: state.model.load_state_dict(state.mean.state_dict())
     return state

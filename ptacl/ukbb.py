@@ -266,6 +266,8 @@ def list_dicom_series(
     return pd.DataFrame(rows, columns=["number", "name", "images", "places", "frames", "rows", "columns", "rr_ms"])
 
 # %% ../nbs/15_ukbb.ipynb #9dc170e6
+_KNOWN_NAME = re.compile(r"(?:(?:^|_)(?:cine|segmented|sax|lax|b\d{1,2}|[234]ch|inlinevf|results|tagging|lvot))+", re.I) # UK Biobank's words, which name nobody
+
 @dataclass(frozen=True, eq=False)
 class _Slice:
     "The frames of one series at one place, in order of time."
@@ -278,7 +280,7 @@ class _Slice:
     def first(self): return self.images[0]
     @property
     def label(self): # free text of unknown content stays out of messages
-        return self.first.name if re.fullmatch(r"(?i)cine[\w ]{0,40}", self.first.name) else f"series {self.first.number}"
+        return self.first.name if _KNOWN_NAME.fullmatch(self.first.name) else f"series {self.first.number}"
 
 def _same_place(a:_Image, b:_Image, apart_mm:float)->bool:
     "True if two images lie in one plane, turned alike."
@@ -369,7 +371,8 @@ def _even_run(slices:list[_Slice], path:Path, notes:list[str])->tuple[list[_Slic
     runs = np.split(np.arange(len(slices)), odd)
     run = max(runs, key=len)
     if len(run) < len(slices):
-        if 2*len(run) < len(slices) or len(run) < 2:
+        many = steps[odd-1]/usual
+        if 2*len(run) < len(slices) or len(run) < 2 or (np.rint(many) < 2).any() or (np.abs(many-np.rint(many)) > .15).any():
             raise BadInput(path, f"{len(slices)} slices are not evenly spaced: {', '.join(f'{v:.1f}' for v in steps)} mm", "Slices are missing, or of two stacks: choose the series by number.")
         notes.append(f"slices are {usual:.1f} mm apart, but once {max(steps):.1f} mm: {len(slices)-len(run)} of {len(slices)} beyond the gap are left out")
     return [slices[k] for k in run], float((depth[run[-1]]-depth[run[0]])/(len(run)-1))
@@ -506,11 +509,11 @@ def read_ukbb_cine(
         chosen = [i for i in images if re.fullmatch(_UKBB_SERIES[view], plain(i), re.I)]
         numbered = [i for i in chosen if not plain(i).upper().endswith("SAX")]
         if not chosen:
-            there = sorted({n for n in map(plain, images) if re.fullmatch(r"(?i)cine\w{0,40}|inlinevf\w{0,40}", n)})
+            there = sorted({n for n in map(plain, images) if _KNOWN_NAME.fullmatch(n)})
             if view != "sax" and any(re.fullmatch("CINE_segmented_LAX", n, re.I) for n in there):
                 raise BadInput(path, "all long-axis views are in one series CINE_segmented_LAX, and nothing says which is which", "Look at them by read_dicom_cine with plane = 0, 1, 2.")
             field = "20209 (short axis)" if view == "sax" else "20208 (long axis)"
-            raise BadInput(path, f"no series for {view}; it has {', '.join(there) or 'no cine at all'}", f"Give the zip of field {field}.")
+            raise BadInput(path, f"no series for {view}; it has {', '.join(there) or 'no series of a known name'}", f"Give the zip of field {field}.")
         if 0 < len(numbered) < len(chosen): notes.append("slices are there as one series and as single ones; the single ones are used")
         return _stack(numbered or chosen, view, None, None, path, read, notes), notes
 

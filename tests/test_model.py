@@ -128,7 +128,7 @@ def train_in_process(folder, kill_at_step: int | None = None) -> subprocess.Pope
 
 def test_killed_and_started_again_gives_the_same_weights(tmp_path):
     "SIGKILL during training, at moments that nobody chose, checkpoints after every step; in the end the same weights bit for bit."
-    cfg = replace(SMALL, epochs=6, dropout=0.1, checkpoint_every=1)
+    cfg = replace(SMALL, epochs=6, dropout=0.1, ecg_keep=0.5, average_pairs=50, checkpoint_every=1)
     for name in ("whole", "cut"): save_config(cfg, tmp_path/name/"config.json")
     train_in_process(tmp_path/"whole")
     steps = []

@@ -1,4 +1,4 @@
-"The parameters cell of train.ipynb and TrainConfig say the same; wrong parameters stop in the first cell."
+"The parameters cell of an experiment and its dataclass say the same; wrong parameters stop in the first cell."
 from dataclasses import fields
 
 import nbformat
@@ -8,14 +8,18 @@ import pytest
 from ptacl.config import TrainConfig, field_meanings
 from ptacl.core import BadInput
 from ptacl.experiment import run_notebook
+from ptacl.phantom import SimulateConfig
+
+EXPERIMENTS = dict(train=TrainConfig, simulate=SimulateConfig)
 
 
-def test_parameters_cell_equals_dataclass(repo):
-    inspected = papermill.inspect_notebook(str(repo/"nbs"/"train.ipynb"))
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_parameters_cell_equals_dataclass(repo, name):
+    config, inspected = EXPERIMENTS[name], papermill.inspect_notebook(str(repo/"nbs"/f"{name}.ipynb"))
     cell = {n: (p["inferred_type_name"], eval(p["default"]), p["help"]) for n, p in inspected.items()}
-    meanings = field_meanings(TrainConfig)
-    assert cell == {f.name: (type(f.default).__name__, f.default, meanings[f.name]) for f in fields(TrainConfig)}
-    assert list(cell) == [f.name for f in fields(TrainConfig)]
+    meanings = field_meanings(config)
+    assert cell == {f.name: (type(f.default).__name__, f.default, meanings[f.name]) for f in fields(config)}
+    assert list(cell) == [f.name for f in fields(config)]
 
 
 @pytest.mark.parametrize("params, message", [
