@@ -339,7 +339,7 @@ def _slices(images:list[_Image], rr_ms:float|None, path:Path, notes:list[str])->
         else: out.append([s])
     return [_last_whole(same, notes) for same in out]
 
-def _one_direction(slices:list[_Slice], plane:int|None, path:Path, notes:list[str])->list[_Slice]:
+def _parallel(slices:list[_Slice], plane:int|None, path:Path, notes:list[str])->list[_Slice]:
     "The slices that are parallel to each other, in order along their normal."
     groups = []
     for s in sorted(slices, key=lambda s: (s.first.number, s.first.series, s.first.instance)):
@@ -461,9 +461,9 @@ def _affine(first:_Image, ref:_Image, spacing_mm:float)->np.ndarray:
     out[:3,3] = ref.position+((first.position-ref.position)@ref.normal)*ref.normal
     return np.diag([-1., -1., 1., 1.])@out
 
-def _stack(images:list[_Image], view:str, rr_ms:float|None, plane:int|None, path:Path, read:Callable[[str],bytes], notes:list[str])->Cine:
+def _to_cine(images:list[_Image], view:str, rr_ms:float|None, plane:int|None, path:Path, read:Callable[[str],bytes], notes:list[str])->Cine:
     "Chosen images as a cine."
-    slices = _one_direction(_slices(images, rr_ms, path, notes), plane, path, notes)
+    slices = _parallel(_slices(images, rr_ms, path, notes), plane, path, notes)
     slices, spacing = _even_run(_complete(slices, path, notes), path, notes)
     ref, stack = slices[len(slices)//2].first, []
     times, rr = _grid(slices, notes)
@@ -491,7 +491,7 @@ def read_dicom_cine(
         images, notes = _images(path, names, read)
         chosen = [i for i in images if i.name.lower() in wanted or str(i.number) in wanted]
         if not chosen: raise BadInput(path, f"has no series {', '.join(sorted(wanted)):.60}", "list_dicom_series shows the series that there are.")
-        return _stack(chosen, view, rr_ms, plane, path, read, notes), notes
+        return _to_cine(chosen, view, rr_ms, plane, path, read, notes), notes
 
 # %% ../nbs/15_ukbb.ipynb #986f7518
 _UKBB_SERIES = {"sax": r"CINE_segmented_SAX(_b\d+)?", "lax_2ch": "CINE_segmented_LAX_2Ch", "lax_3ch": "CINE_segmented_LAX_3Ch", "lax_4ch": "CINE_segmented_LAX_4Ch"}
@@ -515,7 +515,7 @@ def read_ukbb_cine(
             field = "20209 (short axis)" if view == "sax" else "20208 (long axis)"
             raise BadInput(path, f"no series for {view}; it has {', '.join(there) or 'no series of a known name'}", f"Give the zip of field {field}.")
         if 0 < len(numbered) < len(chosen): notes.append("slices are there as one series and as single ones; the single ones are used")
-        return _stack(numbered or chosen, view, None, None, path, read, notes), notes
+        return _to_cine(numbered or chosen, view, None, None, path, read, notes), notes
 
 # %% ../nbs/15_ukbb.ipynb #da87a224
 _TEXTS = ("ecg_method", "ecg_diagnoses", "ecg_suspicious", "ecg_device", "ecg_not_done_reason")
