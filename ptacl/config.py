@@ -84,7 +84,7 @@ class Parameters:
 class TrainConfig(Parameters):
     "Every setting of one training run."
     # --- data
-    data: str = ""  # cohort folder with participants.tsv, or empty for data_samples
+    data: str = ""  # cohort folder with participants.tsv, or a store made by prepare.ipynb, or empty for data_samples
     out: str = ""  # run folder, resumed if it holds an unfinished run, or empty for a folder below _runs (or $PTACL_RUNS), chosen by the settings
     fs: float = 500.0  # sampling rate the ECG is brought to, Hz
     mains_hz: float = 50.0  # mains frequency removed from the ECG, Hz
@@ -106,6 +106,14 @@ class TrainConfig(Parameters):
     shift_px: int = 4  # largest random shift of a training cine, pixels, each way
     noise_mv: float = 0.02  # standard deviation of noise added to training ECGs, mV
     shuffle_phases: bool = False  # control: shuffle the phases within each participant
+    # --- more augmentation of training pairs, off
+    ecg_scale: float = 0.0  # largest change of the logarithm of an ECG's gain, 0.2 is 0.82 to 1.22 times
+    ecg_phase_noise: float = 0.0  # Fourier surrogates of the ECG: largest turn of a component over 180 degrees, 0 to 1
+    lead_dropout: float = 0.0  # probability that a lead is lost
+    mains_mv: float = 0.0  # standard deviation of the mains hum that an electrode picks up, mV
+    turn_deg: float = 0.0  # largest rotation of a cine, degrees, each way
+    zoom: float = 0.0  # largest change of the logarithm of a cine's size, 0.1 is 0.905 to 1.105 times
+    intensity: float = 0.0  # largest change of a cine's contrast (0.2 is 0.8 to 1.2 times), brightness by half of it
     # --- optimisation
     epochs: int = 50  # passes over the training pairs
     batch_size: int = 16  # pairs per step, which is also negatives + 1
@@ -137,11 +145,14 @@ def check_config(
     "Refuse values that contradict themselves or each other."
     positive = "fs mains_hz window_s pixel_mm temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every checkpoint_every".split()
     rules = [(math.isfinite(getattr(cfg, n)) and getattr(cfg, n) > 0, n, "Give a number above 0") for n in positive]
-    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration shift_px noise_mv weight_decay average_pairs workers seed n_boot".split()]
+    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay average_pairs workers seed n_boot".split()]
     rules += [(cfg.n_frames >= 4, "n_frames", "A cycle needs at least 4 frames"),
               (cfg.crop_px >= 16 and cfg.crop_px%16 == 0, "crop_px", "Give a multiple of 16"),
               (0 <= cfg.local_weight <= 1, "local_weight", "Give a share between 0 and 1"),
               (0 <= cfg.warmup_share < 1, "warmup_share", "Give a share from 0 to below 1"),
+              (0 <= cfg.ecg_phase_noise <= 1, "ecg_phase_noise", "Give a share between 0 and 1"),
+              (0 <= cfg.lead_dropout < 1, "lead_dropout", "Give a share from 0 to below 1"),
+              (0 <= cfg.intensity <= 1, "intensity", "Give a share between 0 and 1"),
               (0 <= cfg.dropout < 1, "dropout", "Give a share from 0 to below 1"),
               (0 < cfg.ecg_keep <= 1, "ecg_keep", "Give a share above 0, up to 1"),
               (cfg.batch_size >= 2, "batch_size", "A contrast needs at least 2 pairs"),

@@ -29,9 +29,9 @@ class Bumps:
 _R_AT = 0.45 # R as a share of QRS, as `repolarisation_ms` counts
 # (place, width, x, y, z); P in ms after its onset, QRS in shares of its duration, T in shares of T peak to T end
 _P = [(36, 17, .06, .09, -.09), (66, 17, .09, .07, .04), (165, 42, -.008, -.010, .002)]
-_QRS = [(.13, .058, .00, .00, -.17), (.26, .056, .28, .14, -.22), (.37, .052, .86, .38, .08), (.47, .052, .78, .60, .50),
+_QRS = [(.13, .058, .00, .00, -.17), (.26, .056, .28, .14, -.22), (.37, .053, .86, .38, .08), (.47, .053, .78, .60, .50),
         (.59, .058, .12, .24, .83), (.72, .062, -.15, .00, .42), (.86, .060, -.05, -.01, .09)]
-_T = [(-1.75, .42, .010, .000, -.085), (-1.15, .42, .012, .005, -.075), (-.60, .42, .030, .012, -.042), (0, .48, .255, .133, -.105)]
+_T = [(-1.75, .42, .004, .000, -.055), (-1.15, .42, .012, .005, -.053), (-.60, .42, .032, .014, -.066), (0, .48, .255, .133, -.115)]
 # left bundle branch block: broad, notched, to the left and back; T against it
 _QRS_LBBB = [(.08, .055, .05, .05, -.12), (.22, .075, .50, .25, .25), (.38, .085, .75, .20, .75), (.55, .090, .72, .10, .95), (.71, .080, .62, .02, .60),
              (.86, .060, .18, .00, .15)]
@@ -92,15 +92,15 @@ def participant_bumps(
     p, q, t = (b.wave == w for w in "PQT")
     n = len(b.centre)
     e, e_size, e_turn = rng.normal(size=(2, n)), rng.normal(size=(n, 1)), rng.normal(size=(n, 3))
-    centre = b.centre + e[0]*np.where(q, .010*lat.qrs_ms, np.where(p, 2., .02))
+    centre = b.centre + e[0]*np.where(q, .006*lat.qrs_ms, np.where(p, 2., .02))
     width = b.width*np.exp(np.where(q, .04, .06)*e[1])
     size = np.linalg.norm(b.vector_N3, axis=1, keepdims=True)
-    vec = b.vector_N3*np.exp(.12*e_size) + .10*size*e_turn
+    vec = b.vector_N3*np.exp(.09*e_size) + .07*size*e_turn
     total = b.vector_N3[q].sum(0) @ _turn(0, lat.transition_deg).T
     vec[q] = vec[q] @ _turn(lat.axis_deg - np.rad2deg(np.arctan2(total[1], total[0])), lat.transition_deg).T
     vec[p] *= lat.p_gain*(not lat.af)
     turn_t = _turn(.4*(lat.axis_deg - 42), lat.transition_deg) @ _turn(-lat.qrst_deg, lat.qrst_tilt_deg + .5*lat.qrst_deg)
-    vec[t] = lat.t_gain*vec[t] @ turn_t.T
+    vec[t] = np.minimum(lat.t_gain, lat.t_gain**np.array([[.5], [.5], [.75], [1.]]))*vec[t] @ turn_t.T # a tall T does not lift ST as much
     beat = _conditions(Bumps(centre, width, vec, b.wave), lat)
     return replace(beat, vector_N3=beat.vector_N3*lat.voltage_gain)
 
@@ -115,15 +115,15 @@ def lead_rows(
     "Dower's matrix for one torso with its electrodes."
     rows = _DOWER_83*_LEAD_GAIN_8[:,None]
     slope = np.gradient(rows[2:], axis=0)
-    rows[2:] += rng.normal(0, .25, (6, 1))*slope
+    rows[2:] += rng.normal(0, .2, (6, 1))*slope
     rows[2:,1] += rng.normal(0, .12) + rng.normal(0, .06, 6)
-    return rows*np.exp(rng.normal(size=(8, 1))*np.array([[.06]]*2 + [[.14]]*6))
+    return rows*np.exp(rng.normal(size=(8, 1))*np.array([[.06]]*2 + [[.12]]*6))
 
 # %% ../nbs/81_phantom_ecg.ipynb #1ebc4ed7
 _NEAR_8 = np.array([.05]*2 + [.15]*6) # deviation of a lead as a share of the bump, set by the real ECGs' principal components
 _ALIKE_66 = np.exp(-.5*np.subtract.outer(range(6), range(6))**2) # neighbouring chest electrodes deviate alike
 _ALIKE_66 /= np.linalg.norm(_ALIKE_66, axis=0)
-_WAVE_GAIN_8 = {"P": np.array([1.3, 1., .6, .5, .4, .35, .45, .6]), "Q": np.ones(8), "T": np.array([1.25, 1., 1., 1.2, .95, .8, .95, 1.05])}
+_WAVE_GAIN_8 = {"P": np.array([1.55, 1., .6, .5, .4, .35, .45, .6]), "Q": np.ones(8), "T": np.array([1.25, 1., .7, 1.2, .95, .8, .95, 1.05])}
 
 def lead_vectors(
     bumps:Bumps,             # of one kind of beat
@@ -186,7 +186,8 @@ def electrode_noise(
     at_9T = (wander*np.cos(angle)) @ waves_3T + (wander*np.sin(angle)) @ quad_3T
     slow = np.exp(-2*np.pi*8/fs) # movement and slow muscle noise: two poles at 8 Hz
     white_9T = rng.standard_normal((9, n_samples), dtype=np.float32)
-    at_9T += np.exp(.4*rng.normal() + .65*rng.normal(size=(9, 1)))*(.0010*white_9T + lfilter([.00034], [1., -2*slow, slow**2], white_9T, axis=1))
+    burst_T = 1 + sum(rng.uniform(0, 2.5)*np.exp(-.5*((t - rng.uniform(0, t[-1]))/rng.uniform(.2, .8))**2) for _ in range(2)) # muscles come and go
+    at_9T += burst_T*np.exp(.4*rng.normal() + .8*rng.normal(size=(9, 1)))*(.0015*white_9T + lfilter([.00034], [1., -2*slow, slow**2], white_9T, axis=1))
     at_9T += .0010*np.exp(.6*rng.normal() + .6*rng.normal(size=(9, 1)))*np.sin(2*np.pi*50*t + rng.uniform(0, 2*np.pi))
     ra, la, ll = at_9T[:3]
     return noise*np.stack([la - ra, ll - ra, *(at_9T[3:] - (ra + la + ll)/3)])
@@ -258,7 +259,7 @@ def _strip(lat:Latents, rng:np.random.Generator, duration_s:float)->tuple[np.nda
     rr_lag = np.convolve(np.r_[[lat.rr_ecg_ms]*3, np.diff(r_s)*1000], np.ones(4)/4, "valid")
     rr_lag = np.r_[rr_lag, lat.rr_ecg_ms][:len(r_s)]
     breath = np.sin(2*np.pi*rng.normal(.25, .03)*r_s + rng.uniform(0, 6.3))
-    gain_K8 = 1 + .05*breath[:,None]*rng.normal(size=8)
+    gain_K8 = 1 + .06*breath[:,None]*rng.normal(size=8)
     signal_8T = np.zeros((8, n))
     for r, is_ectopic, rr, gain_8 in zip(r_s, ectopic.astype(int), rr_lag, gain_K8):
         i = np.arange(max(int((r - .36)*_FS), 0), min(int((r + .75)*_FS), n))

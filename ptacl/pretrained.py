@@ -18,7 +18,7 @@ from .config import TrainConfig, load_config, save_config
 from .core import BadInput, write_atomic
 from .ecg import ECG
 from .model import PTACL, model_from_config
-from .pairs import prepare_cine, prepare_ecg
+from .prepared import prepare_cine, prepare_ecg
 
 # %% ../nbs/24_pretrained.ipynb #0012186a
 def save_model(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'SETTINGS', 'PREPARATION', 'LAYOUT', 'ALL_FAIL', 'store_fields', 'store_size', 'settings_of',
-           'PrepareConfig', 'read_source', 'prepare_participant', 'find_twins', 'Shard', 'Store', 'store_in_memory',
-           'is_store', 'open_store', 'prepare_cohort', 'quality_html', 'worst_recordings']
+           'PrepareConfig', 'read_source', 'prepare_participant', 'find_twins', 'Shard', 'Store', 'Column',
+           'store_in_memory', 'is_store', 'open_store', 'prepare_cohort', 'quality_html', 'worst_recordings']
 
 # %% ../nbs/17_store.ipynb #d673073d
 import hashlib
@@ -32,7 +32,7 @@ from .cohort import REPORT_COLUMNS, Cohort, find_recording, locate_recordings, r
 from .config import Parameters
 from .core import BadInput, write_atomic
 from .ecg import STANDARD_LEADS, read_ecg
-from .prepared import PreparedCine, PreparedECG, find_doubts, prepare_cine, prepare_ecg, to_steps
+from .prepared import PreparedCine, PreparedECG, find_doubts, from_steps, prepare_cine, prepare_ecg, to_steps
 from .ukbb import pair_ukbb, read_phenotypes, read_ukbb_cine
 
 # %% ../nbs/17_store.ipynb #6cd8bd35
@@ -226,13 +226,15 @@ class Store:
         n:int|None=None,      # samples from there
     )->np.ndarray:            # what is stored, one row each; a copy in memory
         "Gather rows, or pieces of rows, of a field."
-        first = np.cumsum([0]+[s.n for s in self.shards])
-        shard = np.searchsorted(first, rows, side="right")-1
-        found = [self.shards[s].array(name)[p-first[s]] for s,p in zip(shard, rows)]
-        if start is not None: found = [x[..., a:a+n] for x,a in zip(found, start)]
-        if found: return np.stack(found)
-        some = self.shards[0].array(name)
-        return np.zeros((0, *(some.shape[1:] if n is None else (*some.shape[1:-1], n))), some.dtype)
+        rows,first = np.asarray(rows, np.int64),np.cumsum([0]+[s.n for s in self.shards])
+        shard,some = np.searchsorted(first, rows, side="right")-1,self.shards[0].array(name)
+        out = np.empty((len(rows), *(some.shape[1:] if n is None else (*some.shape[1:-1], n))), some.dtype)
+        for s in np.unique(shard):
+            array,at = self.shards[s].array(name),np.flatnonzero(shard == s)
+            if start is None: out[at] = array[rows[at]-first[s]]
+            else:
+                for i in at: out[i] = array[rows[i]-first[s], ..., start[i]:start[i]+n]
+        return out
 
     def cohort(self)->Cohort: # the same table as a cohort
         "The table as a `Cohort`, for what works on tables."
@@ -241,6 +243,44 @@ class Store:
     def quality(self)->pd.DataFrame: # participant_id, split and MEASURES, one row a participant
         "What preparation measured."
         return pd.concat([self.table[["participant_id", "split"]].reset_index(drop=True), pd.DataFrame(self.read("measures_M", self.rows).astype(float), columns=list(MEASURES))], axis=1)
+
+# %% ../nbs/17_store.ipynb #642832e1
+@dataclass(frozen=True, eq=False)
+class Column:
+    "A field of some participants, in its unit, gathered when it is asked for."
+    store: Store  # where it lies
+    name: str  # the field
+    rows: np.ndarray  # places in the store's arrays, (P,)
+
+    def __len__(self): return len(self.rows)
+
+    @property
+    def shape(self)->tuple[int,...]: # participants first
+        "The shape that the whole array would have."
+        return (len(self.rows), *self.store.shards[0].array(self.name).shape[1:])
+
+    def take(self,
+        rows:np.ndarray, # positions, (any,)
+    )->"Column":         # nothing is read
+        "The same field of some of the participants."
+        return replace(self, rows=self.rows[rows])
+
+    def read(self,
+        rows:np.ndarray,                # positions, (B,)
+        start:np.ndarray|None=None,     # first sample of each, (B,); None = all samples
+        n:int|None=None,                # samples from there
+    )->np.ndarray:                      # values in the field's unit, float32 where it is kept in steps
+        "Rows, or pieces of rows."
+        return from_steps(self.store.read(self.name, self.rows[rows], start, n), self.name)
+
+    def __getitem__(self, key): # as of an array, rows first; reads those rows
+        key,rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        at = np.arange(len(self.rows))[key]
+        return self.read(at)[(slice(None), *rest)] if np.ndim(at) else self.read(at[None])[0][rest]
+
+    def __iter__(self): return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype=None, copy=None): return np.asarray(self[:], dtype) # all of it
 
 # %% ../nbs/17_store.ipynb #f4ca3ba3
 def store_in_memory(

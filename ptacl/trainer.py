@@ -20,6 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm.auto import tqdm
+from .augment import augment, augmentation_from_config, step_generator
 from .config import TrainConfig
 from .core import BadInput, write_atomic
 from .ecg import fit_scaling
@@ -57,11 +58,13 @@ def fit_input_scaling(
     train:Pairs, # training participants
 )->PTACL:        # the same model
     "Set the model's input constants from the training pairs."
-    scaling = fit_scaling((s[:, :n], ok) for s,n,ok in zip(train.signal_PLT, train.n_samples_P, train.lead_ok_PL))
-    cine = train.cine_PFHW[:, ::max(1, train.cine_PFHW.shape[1]//5)].astype(np.float32) # five frames tell mean and deviation
+    some = train.take(np.unique(np.linspace(0, len(train)-1, min(len(train), 2000)).astype(int)))
+    scaling = fit_scaling((s[:, :n], ok) for s,n,ok in zip(some.signal_PLT, some.n_samples_P, some.lead_ok_PL))
+    frames = [c[::max(1, len(c)//5)].astype(np.float64) for c in some.cine_PFHW] # five frames tell mean and deviation
+    mean,square = np.mean([f.mean() for f in frames]),np.mean([(f**2).mean() for f in frames])
     with torch.no_grad():
         model.ecg_mean_L.copy_(torch.from_numpy(scaling.mean_L)), model.ecg_sd_L.copy_(torch.from_numpy(scaling.sd_L))
-        model.cine_mean.fill_(float(cine.mean())), model.cine_sd.fill_(float(cine.std())+1e-6)
+        model.cine_mean.fill_(float(mean)), model.cine_sd.fill_(float(np.sqrt(max(square-mean**2, 0)))+1e-6)
     return model
 
 # %% ../nbs/40_trainer.ipynb #98ae666c
@@ -221,12 +224,14 @@ def fit(
     checkpoint:Path|None=None,  # file to save to and, if it exists, to resume from; None = neither
     progress:bool=True,         # whether to show a bar
     on_log:Callable[[dict[str,float]],None]|None=None, # called with every row of the log
+    ecg_transform:Callable[[Tensor],Tensor]|None=None,  # your own augmentation of training ECGs, (B, L, T) in mV
+    cine_transform:Callable[[Tensor],Tensor]|None=None, # your own augmentation of training cines, (B, F, H, W) in [0, 1]
 )->TrainState:                  # the trained model and the log
     "Train a model, from the start or from its checkpoint."
     for name,part in (("train", train), ("val", val)):
         if len(part) < 2: raise BadInput("participants.tsv", f"{len(part)} usable participants in the {name} part", "A contrast needs at least 2: check the split and the quality report")
     n_window,steps_per_epoch = round(cfg.window_s*cfg.fs),len(epoch_order(len(train), cfg.batch_size, cfg.seed, 0))
-    n_steps,fabric = cfg.epochs*steps_per_epoch,fabric_from_config(cfg)
+    n_steps,fabric,how = cfg.epochs*steps_per_epoch,fabric_from_config(cfg),augmentation_from_config(cfg)
     torch.manual_seed(cfg.seed)
     state = TrainState(*fabric.setup(fit_input_scaling(model, train), optimizer_from_config(model, cfg)), fabric)
     if cfg.average_pairs: state.mean = fabric.setup_module(copy.deepcopy(model))
@@ -241,8 +246,8 @@ def fit(
     while state.step < n_steps:
         epoch,i = divmod(state.step, steps_per_epoch)
         rows = epoch_order(len(train), cfg.batch_size, cfg.seed, epoch)[i]
-        rng = np.random.default_rng((cfg.seed, 1, state.step))
-        batch = Batch(**draw_batch(train, rows, n_window, rng, frame_roll=cfg.frame_roll, shift_px=cfg.shift_px, noise_mv=cfg.noise_mv, shuffle_phases=cfg.shuffle_phases)).to(fabric.device)
+        batch = Batch(**draw_batch(train, rows, n_window, step_generator(cfg.seed, state.step, 0), shuffle_phases=cfg.shuffle_phases)).to(fabric.device)
+        batch = Batch(**augment(batch._asdict(), how, step_generator(cfg.seed, state.step, 1, fabric.device), ecg_transform=ecg_transform, cine_transform=cine_transform))
         row = train_step(state, batch, cfg, n_steps, train.table.participant_id.iloc[rows].tolist())
         if state.mean: average_weights(state.mean, state.model, state.step, len(rows), cfg.average_pairs)
         bar.update()
