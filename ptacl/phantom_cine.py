@@ -7,7 +7,7 @@ __all__ = ['volume_curve', 'Slab', 'slab_areas', 'place_slices', 'Contours', 'sl
            'Anatomy', 'draw_anatomy', 'paint_slice', 'check_cine_recipe', 'simulate_cine']
 
 # %% ../nbs/82_phantom_cine.ipynb #37b3de85
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from .cine import Cine
