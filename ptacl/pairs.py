@@ -123,15 +123,15 @@ def draw_batch(
 )->dict[str,torch.Tensor]:  # the fields of a model's `Batch`
     "Cut windows and collect the tensors of a batch."
     rows = np.asarray(rows)
-    start_B = window_starts(torch.from_numpy(_rows(pairs.n_samples_P, rows).astype(np.int64)), n_window, generator).numpy()
-    cine_BFHW,phase_BF = _rows(pairs.cine_PFHW, rows),_rows(pairs.frame_phase_PF, rows)
+    start_B = window_starts(torch.from_numpy(_gather(pairs.n_samples_P, rows).astype(np.int64)), n_window, generator).numpy()
+    cine_BFHW,phase_BF = _gather(pairs.cine_PFHW, rows),_gather(pairs.frame_phase_PF, rows)
     F = phase_BF.shape[1]
     if generator is not None and shuffle_phases: phase_BF = np.take_along_axis(phase_BF, torch.rand(phase_BF.shape, generator=generator).argsort(1).numpy(), axis=1)
-    out = dict(signal_BLT=_rows(pairs.signal_PLT, rows, start_B, n_window), lead_ok_BL=_rows(pairs.lead_ok_PL, rows), phase_BT=_rows(pairs.phase_PT, rows, start_B, n_window), is_valid_BT=_rows(pairs.is_valid_PT, rows, start_B, n_window),
-               cine_BFHW=cine_BFHW.astype(np.float32, copy=False), frame_phase_BF=phase_BF, frame_time_BF=np.broadcast_to((np.arange(F)/F).astype(np.float32), phase_BF.shape))
+    out = dict(signal_BLT=_gather(pairs.signal_PLT, rows, start_B, n_window), lead_ok_BL=_gather(pairs.lead_ok_PL, rows), phase_BT=_gather(pairs.phase_PT, rows, start_B, n_window), is_valid_BT=_gather(pairs.is_valid_PT, rows, start_B, n_window),
+               cine_BFHW=cine_BFHW.astype(np.float32, copy=False), frame_phase_BF=phase_BF, frame_time_BF=np.tile((np.arange(F)/F).astype(np.float32), (len(rows), 1)))
     return {k:torch.from_numpy(np.ascontiguousarray(v)) for k,v in out.items()}
 
-def _rows(x:np.ndarray|Column, rows:np.ndarray, start_B:np.ndarray|None=None, n:int|None=None)->np.ndarray:
+def _gather(x:np.ndarray|Column, rows:np.ndarray, start_B:np.ndarray|None=None, n:int|None=None)->np.ndarray:
     "Rows of an array or a column, or pieces of them."
     if isinstance(x, Column): return x.read(rows, start_B, n)
     return x[rows] if start_B is None else np.stack([x[p, ..., a:a+n] for p,a in zip(rows, start_B)])

@@ -121,8 +121,6 @@ def lead_rows(
 
 # %% ../nbs/81_phantom_ecg.ipynb #1ebc4ed7
 _NEAR_8 = np.array([.05]*2 + [.15]*6) # deviation of a lead as a share of the bump, set by the real ECGs' principal components
-_ALIKE_66 = np.exp(-.5*np.subtract.outer(range(6), range(6))**2) # neighbouring chest electrodes deviate alike
-_ALIKE_66 /= np.linalg.norm(_ALIKE_66, axis=0)
 _WAVE_GAIN_8 = {"P": np.array([1.55, 1., .6, .5, .4, .35, .45, .6]), "Q": np.ones(8), "T": np.array([1.25, 1., .7, 1.2, .95, .8, .95, 1.05])}
 
 def lead_vectors(
@@ -132,8 +130,9 @@ def lead_vectors(
 )->np.ndarray:               # size of each bump in I, II, V1..V6, (N, 8), mV
     "Project bumps on the eight independent leads, with a non-dipolar remainder."
     size = np.linalg.norm(bumps.vector_N3, axis=1, keepdims=True)
+    alike_66 = np.exp(-.5*np.subtract.outer(np.arange(6), np.arange(6))**2) # neighbouring chest electrodes deviate alike
     near = rng.normal(size=(len(size), 8))
-    near[:,2:] = near[:,2:] @ _ALIKE_66
+    near[:,2:] = near[:,2:] @ (alike_66/np.linalg.norm(alike_66, axis=0))
     return (bumps.vector_N3 @ rows_83.T + size*near*_NEAR_8)*np.stack([_WAVE_GAIN_8[w] for w in bumps.wave])
 
 # %% ../nbs/81_phantom_ecg.ipynb #5fbe46f7

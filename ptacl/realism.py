@@ -22,14 +22,14 @@ from .ecg import ECG, STANDARD_LEADS, read_ecg, standardise_ecg
 
 # %% ../nbs/85_realism.ipynb #9e26eb61
 _EIGHT = (0, 1, 6, 7, 8, 9, 10, 11) # I, II, V1..V6: the other four follow from I and II
-_FS = 500.
+_RATE = 500.
 
-def _beats(ecg:ECG, before_s:float, after_s:float)->tuple[np.ndarray,np.ndarray]:
+def _aligned_beats(ecg:ECG, before_s:float, after_s:float)->tuple[np.ndarray,np.ndarray]:
     "Beats of the dominant rhythm (K, 12, n) in mV, and all R peaks, at 500 Hz."
-    clean = standardise_ecg(ecg, _FS, 50.)
-    r = find_r_peaks(clean.signal_LT, clean.lead_ok_L, _FS)
-    ectopic = find_ectopic(clean.signal_LT, clean.lead_ok_L, _FS, r)
-    a, b = int(before_s*_FS), int(after_s*_FS)
+    clean = standardise_ecg(ecg, _RATE, 50.)
+    r = find_r_peaks(clean.signal_LT, clean.lead_ok_L, _RATE)
+    ectopic = find_ectopic(clean.signal_LT, clean.lead_ok_L, _RATE, r)
+    a, b = int(before_s*_RATE), int(after_s*_RATE)
     keep = [k for k,e in zip(r, ectopic) if not e and k >= a and k + b <= clean.signal_LT.shape[1]]
     if len(keep) < 3: raise BadInput(ecg.source, f"{len(keep)} whole beats of one kind", "Give a longer or cleaner recording.")
     return np.stack([clean.signal_LT[:,k - a:k + b] for k in keep]).astype(float), r
@@ -44,9 +44,9 @@ def _delineate(trace_SW:np.ndarray, r_at:int, n_repeat:int=3)->dict[str,np.ndarr
     tops = np.array([r_at - 30 + t[r_at - 30:r_at + 30].argmax() for t in trace_SW]).repeat(n_repeat) + starts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, points = nk.ecg_delineate(strip, tops, sampling_rate=int(_FS), method="dwt")
+        _, points = nk.ecg_delineate(strip, tops, sampling_rate=int(_RATE), method="dwt")
     names = dict(p="ECG_P_Onsets", on="ECG_R_Onsets", off="ECG_R_Offsets", t="ECG_T_Offsets")
-    at = {k: (np.array(points[v], float) - starts - r_at)*1000/_FS for k,v in names.items()}
+    at = {k: (np.array(points[v], float) - starts - r_at)*1000/_RATE for k,v in names.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # a lead in which nothing was found
         return {k: np.nanmedian(v.reshape(n_traces, n_repeat)[:,1:-1], axis=1) for k,v in at.items()}
@@ -66,7 +66,7 @@ def delineate_intervals(
 )->dict[str,float]: # heart_rate_bpm, pr_ms, qrs_ms, qt_ms; not-a-number where the instrument finds nothing
     "Heart rate, PR, QRS and QT as neurokit2 measures them."
     rr_s = float(np.median(np.diff(find_r_peaks(ecg.signal_LT, ecg.lead_ok_L, ecg.fs))))/ecg.fs
-    beat_KLW, _ = _beats(ecg, .4*rr_s, .6*rr_s)
+    beat_KLW, _ = _aligned_beats(ecg, .4*rr_s, .6*rr_s)
     beat_8W = np.median(beat_KLW, axis=0)[list(_EIGHT)]
     level = np.linspace(0, 1, beat_8W.shape[1])
     first, last = beat_8W[:,:5].mean(1, keepdims=True), beat_8W[:,-5:].mean(1, keepdims=True)
@@ -74,7 +74,7 @@ def delineate_intervals(
     v1, v2, v3, v4 = beat_8W[2:6]
     rms = [np.sqrt((beat_8W[list(k)]**2).mean(0)) for k in (range(8), (0, 1, 6, 7), (3, 4, 5))]
     traces = [-(v1 + v2)/2, -(v2 + v3)/2, -(v1 + v2 + v3)/3, v2, v3, v4, (v2 + v3)/2, (v3 + v4)/2, *rms]
-    at = _delineate(np.stack(traces), int(.4*rr_s*_FS))
+    at = _delineate(np.stack(traces), int(.4*rr_s*_RATE))
     on, off = np.nanmin(np.r_[at["on"][:3], np.inf]), np.nanmax(np.r_[at["off"][3:8], -np.inf])
     on, off = (v if np.isfinite(v) else np.nan for v in (on, off))
     t_end = np.nanmedian(at["t"][8:])
@@ -94,8 +94,6 @@ def lead_amplitudes(
                 S=np.array([min(0, x[i:].min()) for x,i in zip(qrs, top)]), ST=beat[:,r_at + 40], T=late[np.arange(len(late)), np.abs(late).argmax(1)])
 
 # %% ../nbs/85_realism.ipynb #0fbca46c
-_BANDS = ((0, .6), (1, 5), (5, 10), (10, 15), (15, 25), (25, 40), (40, 47), (48.5, 51.5), (52, 75), (75, 98), (102, 150)) # Hz
-
 def component_shares(
     beat_LW:np.ndarray, # median beat, (12, n), mV
 )->np.ndarray:          # share of each principal component, falling, (8,)
@@ -103,6 +101,9 @@ def component_shares(
     x = beat_LW[list(_EIGHT)]
     energy = np.linalg.svd(x - x.mean(1, keepdims=True), compute_uv=False)**2
     return energy/energy.sum()
+
+# %% ../nbs/85_realism.ipynb #7b5cd70c
+_BANDS = ((0, .6), (1, 5), (5, 10), (10, 15), (15, 25), (25, 40), (40, 47), (48.5, 51.5), (52, 75), (75, 98), (102, 150)) # Hz
 
 def band_shares(
     ecg:ECG, # the record as it is, unfiltered
@@ -137,9 +138,9 @@ def summary_features(
 )->dict[str,float]: # name -> value
     "An ECG in about 80 numbers."
     ecg = replace(ecg, signal_LT=(np.rint(ecg.signal_LT*200)/200).astype(np.float32))
-    beat_KLW, r = _beats(ecg, .3, .56)
+    beat_KLW, r = _aligned_beats(ecg, .3, .56)
     beat_LW = np.median(beat_KLW, axis=0)
-    rr_ms = np.diff(r)*1000/_FS
+    rr_ms = np.diff(r)*1000/_RATE
     out = {f"{w} {STANDARD_LEADS[i]}": float(v[i]) for w,v in lead_amplitudes(beat_LW, 150).items() for i in _EIGHT}
     out |= {f"component {i + 1}": float(np.log10(v + 1e-9)) for i,v in enumerate(component_shares(beat_LW)[:6])} | band_shares(ecg) | _noise_and_shape(beat_KLW, 150)
     return out | {"RMSSD": float(np.log10(np.sqrt(np.mean(np.diff(rr_ms)**2)) + 1)), "SDNN": float(np.log10(rr_ms.std() + 1))}
@@ -176,15 +177,16 @@ def realism_auc(
 def folder_features(
     folder:str|Path,                # WFDB records
     names:Sequence[str]|None=None,  # records to take; None = all
-)->pd.DataFrame:                    # features, a record a row; those that cannot be read or have fewer than three whole beats are left out
+)->pd.DataFrame:                    # features, a record a row; `attrs["left_out"]` names the records without 500 Hz, twelve good leads or three whole beats, and why
     "Summary features of the records in a folder."
-    rows = {}
+    rows, left_out = {}, {}
     for hea in sorted(Path(folder).glob("*.hea")):
         if names is not None and hea.stem not in names: continue
-        try: ecg = read_ecg(hea)
-        except BadInput: continue
-        if ecg.fs < _FS or not ecg.lead_ok_L.all(): continue
-        ecg = replace(ecg, signal_LT=ecg.signal_LT[:,:int(10*ecg.fs)])
-        try: rows[hea.stem] = summary_features(ecg)
-        except BadInput: continue
-    return pd.DataFrame.from_dict(rows, orient="index")
+        try:
+            ecg = read_ecg(hea)
+            if ecg.fs < _RATE or not ecg.lead_ok_L.all(): raise BadInput(hea, f"{ecg.fs:g} Hz, {ecg.lead_ok_L.sum()} good leads", "500 Hz and twelve are needed.")
+            rows[hea.stem] = summary_features(replace(ecg, signal_LT=ecg.signal_LT[:,:int(10*ecg.fs)]))
+        except BadInput as err: left_out[hea.stem] = str(err)
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.attrs["left_out"] = left_out
+    return table

@@ -195,7 +195,7 @@ class Shard:
     "Some participants' arrays, on the disk or in memory."
     n: int  # participants
     folder: Path|None  # where the arrays lie; None = in memory
-    arrays: dict[str,np.ndarray] = field(default_factory=dict)  # those that are open
+    arrays: dict[str,np.ndarray] = field(default_factory=dict, repr=False)  # those that are open
 
     def array(self,
         name:str,  # field
@@ -245,7 +245,7 @@ class Store:
         return pd.concat([self.table[["participant_id", "split"]].reset_index(drop=True), pd.DataFrame(self.read("measures_M", self.rows).astype(float), columns=list(MEASURES))], axis=1)
 
 # %% ../nbs/17_store.ipynb #642832e1
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Column:
     "A field of some participants, in its unit, gathered when it is asked for."
     store: Store  # where it lies
@@ -253,6 +253,8 @@ class Column:
     rows: np.ndarray  # places in the store's arrays, (P,)
 
     def __len__(self): return len(self.rows)
+
+    def __repr__(self): return f"Column({self.name}, {self.shape})"
 
     @property
     def shape(self)->tuple[int,...]: # participants first
@@ -408,15 +410,6 @@ def _load_manifest(folder:Path)->dict:
     return manifest
 
 # %% ../nbs/17_store.ipynb #3976df80
-ALL_FAIL = 50 # this many failures at the start stop a preparation
-
-def _in_parallel(jobs:Sequence[tuple], workers:int)->Iterator:
-    "Results of `delayed` jobs in order, one after the other where joblib's backend can."
-    try: run = Parallel(n_jobs=workers, return_as="generator")
-    except ValueError: # this backend of joblib gives no result before all are there
-        for i in range(0, len(jobs), 32*workers): yield from Parallel(n_jobs=workers)(jobs[i:i+32*workers])
-    else: yield from run(jobs)
-
 def _prepare_part(root:Path, row:Mapping[str,str], settings:Mapping[str,object], part:Path)->tuple[bool,list[dict[str,str]]]:
     "Prepare a participant into a file of its own; whether there is one, and rows of the report."
     if part.is_file(): return True,[]
@@ -440,7 +433,7 @@ def _prepare_parts(root:Path, table:pd.DataFrame, folder:Path, settings:Mapping[
     jobs = [delayed(_prepare_part)(root, row, settings, part) for row,part in zip(rows, parts)]
     bar,report,made = tqdm(total=len(rows), desc="preparing", unit="participant", smoothing=.05, disable=not progress),[],{}
     with bar:
-        for i,(ok,found) in enumerate(_in_parallel(jobs, workers)):
+        for i,(ok,found) in enumerate(Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=2)(jobs)):
             report += found
             if ok: made[rows[i]["participant_id"]] = parts[i]
             bar.update()
@@ -491,6 +484,8 @@ def _pack(out:Path, settings:Mapping[str,object], root:Path, people:pd.DataFrame
     for name in people.participant_id: made[name].unlink(missing_ok=True)
 
 # %% ../nbs/17_store.ipynb #f0a124b8
+ALL_FAIL = 50 # this many failures at the start stop a preparation
+
 def prepare_cohort(
     cohort:Cohort,       # from `read_source` or `read_cohort`
     out:str|Path,        # folder of the store; one that is there is completed, repaired or extended

@@ -32,9 +32,9 @@ def _numbered(column, first, name, unit, n):
     "Entries of a series of `n` segments with consecutive fields; {} in column and name is the segment."
     return [(column.format(k), (first+k-1, name.format(k), unit)) for k in range(1, n+1)]
 
-_CHAMBERS = ("lvedv_ml 24100 mL LV end-diastolic volume", "lvesv_ml 24101 mL LV end-systolic volume", "lvsv_ml 24102 mL LV stroke volume",
+_CHAMBERS = ("lvedv_ml 24100 mL LV end diastolic volume", "lvesv_ml 24101 mL LV end systolic volume", "lvsv_ml 24102 mL LV stroke volume",
     "lvef 24103 % LV ejection fraction", "lvco_l_min 24104 L/min LV cardiac output", "lvm_g 24105 g LV myocardial mass",
-    "rvedv_ml 24106 mL RV end-diastolic volume", "rvesv_ml 24107 mL RV end-systolic volume", "rvsv_ml 24108 mL RV stroke volume",
+    "rvedv_ml 24106 mL RV end diastolic volume", "rvesv_ml 24107 mL RV end systolic volume", "rvsv_ml 24108 mL RV stroke volume",
     "rvef 24109 % RV ejection fraction", "la_max_ml 24110 mL LA maximum volume", "la_min_ml 24111 mL LA minimum volume",
     "la_sv_ml 24112 mL LA stroke volume", "laef 24113 % LA ejection fraction", "ra_max_ml 24114 mL RA maximum volume",
     "ra_min_ml 24115 mL RA minimum volume", "ra_sv_ml 24116 mL RA stroke volume", "raef 24117 % RA ejection fraction",
@@ -44,8 +44,8 @@ _CHAMBERS = ("lvedv_ml 24100 mL LV end-diastolic volume", "lvesv_ml 24101 mL LV 
     "desc_aorta_distensibility 24123 10^-3_mmHg^-1 descending aorta distensibility")
 _GLOBAL = ("wall_thickness_global_mm 24140 mm LV mean myocardial wall thickness, global", "circ_strain_global 24157 % LV circumferential strain, global",
     "radial_strain_global 24174 % LV radial strain, global", "long_strain_global 24181 % LV longitudinal strain, global")
-_INLINE_VF = ("inlinevf_lvef 22420 % LV ejection fraction, by the scanner", "inlinevf_lvedv_ml 22421 mL LV end-diastolic volume, by the scanner",
-    "inlinevf_lvesv_ml 22422 mL LV end-systolic volume, by the scanner", "inlinevf_lvsv_ml 22423 mL LV stroke volume, by the scanner",
+_INLINE_VF = ("inlinevf_lvef 22420 % LV ejection fraction, by the scanner", "inlinevf_lvedv_ml 22421 mL LV end diastolic volume, by the scanner",
+    "inlinevf_lvesv_ml 22422 mL LV end systolic volume, by the scanner", "inlinevf_lvsv_ml 22423 mL LV stroke volume, by the scanner",
     "inlinevf_co_l_min 22424 L/min cardiac output, by the scanner", "inlinevf_ci_l_min_m2 22425 L/min/m^2 cardiac index, by the scanner",
     "heart_rate_scan_bpm 22426 bpm average heart rate during the scan", "bsa_m2 22427 m^2 body surface area",
     "lvef_set2 31060 % LV ejection fraction, category 162")

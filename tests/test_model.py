@@ -75,7 +75,7 @@ def test_nothing_of_held_out_pairs_reaches_training(pairs):
     "Training is the same, bit for bit, whatever the held-out recordings hold."
     from ptacl.trainer import fit
     train, held = pairs.take(range(16)), pairs.take(range(16, 24))
-    other = replace(held, signal_PLT=held.signal_PLT*7, cine_PFHW=1-held.cine_PFHW)
+    other = replace(held, signal_PLT=np.asarray(held.signal_PLT)*7, cine_PFHW=1-np.asarray(held.cine_PFHW))
     cfg = replace(SMALL, epochs=1)
     weights = []
     for part in (held, other):

@@ -36,7 +36,7 @@ def test_the_readme_names_the_recipe(repo):
     text, recipe = (repo/"data_samples"/"README.md").read_text(), json.loads((repo/"data_samples"/"recipe.json").read_text())
     command = next(line for line in text.splitlines() if "write_cohort(" in line).split("; ", 1)[1].rstrip('"')
     said = eval(command, {"write_cohort": lambda out, n, **given: given | {"n": n}, "dict": dict})
-    assert said == {k: v for k, v in recipe.items() if k not in ("n_slices", "noise")} | {"n": 64}
+    assert said == {k: v for k, v in recipe.items() if k not in ("n_slices", "noise", "fault_rate", "masks")} | {"n": 64}
 
 
 def test_the_samples_are_small_and_hold_every_condition(repo):
@@ -46,7 +46,8 @@ def test_the_samples_are_small_and_hold_every_condition(repo):
     assert len(table) == 64 and (table[list(PREVALENCE)].sum() >= 2).all()
     described = json.loads((repo/"data_samples"/"participants.json").read_text())
     assert list(described) == list(table.columns)
-    assert all(set(d) == {"description", "unit"} for d in described.values())
+    assert all(set(d) in ({"description", "unit"}, {"description", "unit", "field"}) for d in described.values())
+    assert described["lvedv_ml"] == {"description": "LV end diastolic volume", "unit": "mL", "field": 24100}
 
 
 def test_every_sample_reads(repo):
