@@ -9,8 +9,10 @@ from ptacl.config import TrainConfig, field_meanings
 from ptacl.core import BadInput
 from ptacl.experiment import run_notebook
 from ptacl.phantom import SimulateConfig
+from ptacl.speed import BenchmarkConfig
+from ptacl.validation import ValidateConfig
 
-EXPERIMENTS = dict(train=TrainConfig, simulate=SimulateConfig)
+EXPERIMENTS = dict(train=TrainConfig, simulate=SimulateConfig, validate=ValidateConfig, benchmark=BenchmarkConfig)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
