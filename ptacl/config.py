@@ -97,7 +97,7 @@ class TrainConfig(Parameters):
     embed_dim: int = 128  # width of the shared embedding
     # --- objective
     local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local, 0 is global only
-    temperature: float = 0.1  # starting temperature, divides the cosine similarity
+    temperature: float = 0.15  # starting temperature, divides the cosine similarity
     phase_map: str = "systole"  # how time becomes cardiac phase: systole or linear
     phase_bins: int = 20  # bins of the cardiac cycle in the local loss
     phase_concentration: float = 80.0  # von Mises concentration of the kernel that pools tokens into bins
@@ -115,7 +115,7 @@ class TrainConfig(Parameters):
     zoom: float = 0.0  # largest change of the logarithm of a cine's size, 0.1 is 0.905 to 1.105 times
     intensity: float = 0.0  # largest change of a cine's contrast (0.2 is 0.8 to 1.2 times), brightness by half of it
     # --- optimisation
-    epochs: int = 50  # passes over the training pairs
+    epochs: int = 80  # passes over the training pairs
     batch_size: int = 16  # pairs per step, which is also negatives + 1
     lr: float = 5e-4  # peak learning rate
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
@@ -123,7 +123,7 @@ class TrainConfig(Parameters):
     clip_norm: float = 1.0  # largest gradient norm
     dropout: float = 0.0  # dropout in the transformer blocks
     average_pairs: int = 0  # horizon of a running mean of the weights, which then is what is evaluated and kept, pairs, or 0 for none
-    ecg_keep: float = 1.0  # share of the ECG patches, drawn anew, that a training step looks at
+    ecg_keep: float = 0.5  # share of the ECG patches, drawn anew, that a training step looks at
     # --- run
     seed: int = 0  # of initialisation, batches, windows and rolls
     accelerator: str = "auto"  # auto, cpu or cuda

@@ -76,9 +76,9 @@ def prepare_ecg(
     noise_mv = float(np.median(1.4826*np.median(np.abs(np.diff(good_LT)), axis=1)/np.sqrt(2)))
     n_clipped = int((np.abs(ecg.signal_LT[:, :n]) > 32.767).sum())
     return PreparedECG(on_grid(ecg.signal_LT, "signal_LT"), ecg.lead_ok_L, on_grid(phase_T, "phase_T"), pad(is_valid_T), n, int(beats.is_usable_K.sum()), float(beats.heart_rate_bpm),
-                       rt_ms, _qrs_ms(ecg, beats.r_peaks), _contradiction_mv(raw.signal_LT, raw.lead_ok_L), noise_mv, n_clipped)
+                       rt_ms, _qrs_width_ms(ecg, beats.r_peaks), _contradiction_mv(raw.signal_LT, raw.lead_ok_L), noise_mv, n_clipped)
 
-def _qrs_ms(ecg:ECG, r_peaks:np.ndarray)->float:
+def _qrs_width_ms(ecg:ECG, r_peaks:np.ndarray)->float:
     "Time between 5 % and 95 % of the squared slope of the median beat, 0.15 s on both sides of R."
     half = round(.15*ecg.fs)
     inside = r_peaks[(r_peaks >= half) & (r_peaks+half < ecg.signal_LT.shape[1])]

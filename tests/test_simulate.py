@@ -46,6 +46,6 @@ def test_killed_while_writing_and_started_again(tmp_path):
     process.wait()
     assert not (tmp_path/"cut"/"participants.tsv").exists()
     write_cohort(tmp_path/"cut", 12, **RECIPE)
-    made = {k: v for k, v in contents(tmp_path/"cut").items() if "/.tmp" not in "/" + k} # what the kill left is not part of the cohort
+    made = {k: v for k, v in contents(tmp_path/"cut").items() if "/." not in "/" + k} # what the kill left is not part of the cohort
     assert made == contents(whole)
     assert set(pd.read_csv(whole/"participants.tsv", sep="\t").truth_fault.fillna("")) > {""}

@@ -1,0 +1,256 @@
+"""The prepared store: the same bytes however it came about, the same training as from files, and no memory or time that grows with the cohort."""
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ptacl.cohort import read_cohort
+from ptacl.config import TrainConfig
+from ptacl.core import BadInput, samples_dir, seed_everything
+from ptacl.pairs import Pairs, draw_batch, load_data, load_pairs, stored_pairs
+from ptacl.store import MEASURES, PrepareConfig, open_store, prepare_cohort, read_source, settings_of, store_fields
+
+CFG = PrepareConfig(n_frames=8, crop_px=32, workers=1, shard_size=10)
+TRAIN = TrainConfig(n_frames=8, crop_px=32, workers=1, epochs=2, batch_size=8, accelerator="cpu", precision="32-true", checkpoint_every=3)
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    "Twenty-four of the samples."
+    whole = read_cohort(samples_dir())
+    return replace(whole, table=whole.table.head(24))
+
+@pytest.fixture(scope="module")
+def store(cohort, tmp_path_factory):
+    "Prepared in one go."
+    return prepare_cohort(cohort, tmp_path_factory.mktemp("store")/"whole", CFG, progress=False)
+
+
+def files(folder) -> dict[str, bytes]:
+    "Every file but the lock."
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+# ---- the same bytes
+
+RUN = """
+import sys
+from dataclasses import replace
+from ptacl.cohort import read_cohort
+from ptacl.core import samples_dir
+from ptacl.store import PrepareConfig, prepare_cohort
+whole = read_cohort(samples_dir())
+print("ready", flush=True)
+prepare_cohort(replace(whole, table=whole.table.head(24)), sys.argv[1], PrepareConfig(n_frames=8, crop_px=32, workers=int(sys.argv[2]), shard_size=10), progress=False)
+"""
+
+def killed(folder, workers: int, when) -> bool:
+    "Run the preparation in its own process group and kill all of it as soon as `when()`; whether there was something to kill."
+    child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", RUN, str(folder), str(workers)], stdout=subprocess.PIPE, start_new_session=True)
+    child.stdout.readline()
+    while child.poll() is None and not when(): time.sleep(.002)
+    was_running = child.poll() is None
+    if was_running: os.killpg(child.pid, signal.SIGKILL)
+    child.wait(timeout=120)
+    return was_running
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_resumed_is_the_same_store(store, tmp_path, workers):
+    "SIGKILL after 3 and after 11 participants, and while shards are packed: what was there is used, nothing is half, and in the end every byte is as in one go."
+    out = tmp_path/"store"
+    n_parts = lambda: len([p for p in out.glob("parts-*/*.npz") if not p.name.startswith(".")])
+    assert killed(out, workers, lambda: n_parts() >= 3)
+    first = {p: p.stat().st_mtime_ns for p in out.glob("parts-*/[0-9a-f]*.npz")}
+    assert len(first) >= 3
+    with pytest.raises(BadInput, match="was not finished"): open_store(out)
+    if workers == 1: # starting more takes long
+        assert killed(out, workers, lambda: n_parts() >= 11)
+        assert all(p.stat().st_mtime_ns == t for p, t in first.items()) # prepared once
+        killed(out, workers, lambda: (out/"shards"/".0001.tmp").exists() or (out/"shards"/"0001").exists()) # may come too late, then there is nothing to kill
+    subprocess.run([sys.executable, "-W", "ignore", "-c", RUN, str(out), str(workers)], check=True, capture_output=True, timeout=300)
+    assert files(out) == files(store.root)
+
+
+def test_parts_that_are_torn_are_made_again(store, cohort, tmp_path):
+    "What a power cut may leave: parts of length 0, half, or with a wrong bit."
+    out = tmp_path/"store"
+    killed(out, 1, lambda: len(list(out.glob("parts-*/[0-9a-f]*.npz"))) >= 4)
+    for part, spoil in zip(sorted(out.glob("parts-*/[0-9a-f]*.npz")), (lambda raw: b"", lambda raw: raw[:len(raw)//2], lambda raw: raw[:5000]+bytes([raw[5000] ^ 1])+raw[5001:])): part.write_bytes(spoil(part.read_bytes()))
+    prepare_cohort(cohort, out, CFG, progress=False)
+    assert files(out) == files(store.root)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_other_backends_of_joblib(store, cohort, tmp_path, backend):
+    "A cluster user changes the backend by joblib's own setting."
+    with joblib.parallel_config(backend=backend): prepare_cohort(cohort, tmp_path/"store", replace(CFG, workers=2), progress=False)
+    assert files(tmp_path/"store") == files(store.root)
+
+
+def test_dask(store, cohort, tmp_path):
+    "The local Dask backend, where Dask is installed."
+    distributed = pytest.importorskip("distributed")
+    with distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None), joblib.parallel_config(backend="dask"):
+        prepare_cohort(cohort, tmp_path/"store", CFG, progress=False)
+    assert files(tmp_path/"store") == files(store.root)
+
+
+def test_appending_leaves_shards_alone(store, cohort, tmp_path):
+    "Fourteen participants, then all twenty-four: the first shards stay byte for byte, and the table is that of the cohort."
+    out = tmp_path/"store"
+    first = prepare_cohort(replace(cohort, table=cohort.table.iloc[5:19]), out, CFG, progress=False)
+    before = {p: p.read_bytes() for p in (out/"shards").rglob("*") if p.is_file()}
+    grown = prepare_cohort(cohort, out, CFG, progress=False)
+    assert all(p.read_bytes() == raw for p, raw in before.items())
+    assert ([s.n for s in first.shards], [s.n for s in grown.shards]) == ([10, 4], [10, 4, 10])
+    pd.testing.assert_frame_equal(grown.table, store.table)
+    for name in store_fields(store.settings): np.testing.assert_array_equal(grown.read(name, grown.rows), store.read(name, store.rows))
+
+
+def test_withdrawn_and_changed_participants(store, cohort, tmp_path):
+    "Who is no longer in the table is no longer in the store; whose cell changes is prepared again; a new phenotype costs nothing."
+    out = tmp_path/"store"
+    shutil.copytree(store.root, out)
+    table = cohort.table.drop(index=3).reset_index(drop=True).assign(strain=1.5)
+    table.loc[0, "ecg"] += ".hea" # another way to name it
+    after = prepare_cohort(replace(cohort, table=table), out, CFG, progress=False)
+    assert "sim-0004" not in set(after.table.participant_id) and len(after.table) == 23 and (after.table.strain == 1.5).all()
+    assert [s.n for s in after.shards] == [10, 10, 4, 1] and len(after.report[after.report.severity == "left out"]) == 0
+    np.testing.assert_array_equal(after.read("signal_LT", after.rows[:1]), store.read("signal_LT", store.rows[:1]))
+
+
+def test_nothing_is_pickled(store):
+    "The arrays are opened without pickle, everything else is text."
+    for p in store.root.rglob("*"):
+        if p.is_dir() or p.name == ".lock": continue
+        if p.suffix == ".npy": assert not np.load(p, mmap_mode="r", allow_pickle=False).dtype.hasobject
+        else: p.read_text(encoding="utf-8")
+    json.loads((store.root/"store.json").read_text())
+
+
+# ---- the same training
+
+def test_the_same_tensors_as_from_files(store, cohort):
+    "Every field, bit for bit; the table too."
+    pairs, report = load_pairs(cohort, TRAIN, progress=False)
+    stored = stored_pairs(store)
+    for f in fields(Pairs)[:-1]:
+        a, b = np.asarray(getattr(pairs, f.name)), np.asarray(getattr(stored, f.name))
+        assert a.dtype == b.dtype and np.array_equal(a, b), f.name
+    pd.testing.assert_frame_equal(pairs.table, stored.table)
+    assert report.values.tolist() == store.report.values.tolist()
+
+
+def test_the_same_training_as_from_files(store, cohort):
+    "Two epochs with all augmentations, from files in one go, and from the store killed in the middle and resumed: the same weights, bit for bit."
+    from ptacl.model import model_from_config
+    from ptacl.trainer import fit
+    cfg = replace(TRAIN, ecg_scale=.2, ecg_phase_noise=.1, lead_dropout=.1, mains_mv=.02, turn_deg=15., zoom=.1, intensity=.2)
+    class Killed(Exception): pass
+    def kill(row):
+        if row["step"] >= 3 and "loss" in row: raise Killed
+    def run(pairs, **how):
+        seed_everything(0)
+        return fit(cfg, model_from_config(cfg), pairs.take(range(16)), pairs.take(range(16, 24)), progress=False, **how).model.state_dict()
+    whole, path = run(load_pairs(cohort, cfg, progress=False)[0]), store.root.parent/"last.ckpt"
+    with pytest.raises(Killed): run(stored_pairs(store), checkpoint=path, on_log=kill)
+    resumed = run(stored_pairs(open_store(store.root)), checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.values(), resumed.values()))
+
+
+def test_a_store_of_other_settings_is_refused(store):
+    with pytest.raises(BadInput, match=r"was prepared with n_frames = 8, not 25. Train with n_frames = 8, or prepare another store"): load_data(store.root, TrainConfig())
+
+
+def test_workers_get_no_arrays(store):
+    "What a worker process is handed is the folder's name; it maps the files itself."
+    pairs = stored_pairs(open_store(store.root))
+    draw_batch(pairs, np.arange(8), 2500)
+    assert len(pickle.dumps(pairs)) < 100_000
+    again = pickle.loads(pickle.dumps(pairs))
+    assert np.array_equal(again.signal_PLT[3], pairs.signal_PLT[3])
+
+
+# ---- forty thousand
+
+def sparse_store(folder, n: int, settings: dict) -> None:
+    "A store of zeros that takes no room on the disk."
+    from ptacl.store import _check_shard, _write_store
+    entries = []
+    for s in range(n//1000):
+        shard = folder/"shards"/f"{s:04d}"
+        shard.mkdir(parents=True)
+        for name, (dtype, shape, _) in store_fields(settings).items(): np.lib.format.open_memmap(shard/f"{name}.npy", mode="w+", dtype=dtype, shape=(1000, *shape))
+        np.lib.format.open_memmap(shard/"n_samples.npy", mode="r+")[:] = round(2*settings["window_s"]*settings["fs"])
+        entries.append(dict(name=shard.name, participants=1000, settings=settings, files={p.name: dict(bytes=p.stat().st_size, sha256="") for p in shard.iterdir()}))
+        _check_shard(shard, entries[-1], verify=False)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(dict(row=np.arange(n), participant_id=[f"p{k:06d}" for k in range(n)], ecg="e", cine="c", split=np.where(np.arange(n) % 5, "train", "test"))|{f"phenotype_{k}": rng.normal(size=n).round(3) for k in range(30)})
+    _write_store(folder, settings, entries, table, {})
+
+MEASURE = """
+import sys, time, json
+from ptacl.pairs import draw_batch, load_data
+from ptacl.config import TrainConfig
+import numpy as np, ptacl.trainer
+def anonymous(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])/1024
+cfg, start, cpu, before = TrainConfig(n_frames=50, crop_px=80), time.perf_counter(), time.process_time(), anonymous()
+_, pairs, _ = load_data(sys.argv[1], cfg)
+train = pairs.split("train")
+batch = draw_batch(train, np.arange(16)*len(train)//16, 2500)
+first, first_cpu, opened = time.perf_counter()-start, time.process_time()-cpu, anonymous()
+rng = np.random.default_rng(0)
+for _ in range(20): batch = draw_batch(train, rng.integers(0, len(train), 64), 2500)
+print(json.dumps(dict(n=len(pairs), first_s=first, first_cpu_s=first_cpu, opened_mb=opened-before, drawn_mb=anonymous()-opened)))
+"""
+
+def measure(folder) -> dict:
+    "Open a store in a fresh process, draw a batch, draw 20 more."
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURE, str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
+def test_forty_thousand(tmp_path):
+    "First batch within 2 s (of processor time, since test machines are shared), and drawing 1,280 participants at 24 MB a batch keeps nothing; no more than for a store of a thousand."
+    settings = settings_of(PrepareConfig(n_frames=50, crop_px=80))
+    found = {}
+    for n in (1000, 40_000):
+        sparse_store(tmp_path/str(n), n, settings)
+        found[n] = measure(tmp_path/str(n))
+    large, small = found[40_000], found[1000]
+    print(found)
+    assert large["n"] == 40_000 and large["first_cpu_s"] < 2
+    assert large["opened_mb"] < 400 and abs(large["drawn_mb"]-small["drawn_mb"]) < 150, found # the table itself is 40 MB
+
+
+def test_measures_are_named(store):
+    assert list(store.quality().columns) == ["participant_id", "split", *MEASURES] and len(store.quality()) == 24
+
+
+# ---- a GPU
+
+@pytest.mark.cuda
+def test_augmentation_on_the_gpu(store):
+    "Runs there, gives the same twice, and with a generator of the CPU the numbers of the CPU (but for rounding)."
+    from ptacl.augment import Augmentation, augment, step_generator
+    batch = draw_batch(stored_pairs(store), np.arange(8), 2500)
+    on_gpu = {k: v.cuda() for k, v in batch.items()}
+    how = Augmentation(500., 50., noise_mv=.02, ecg_scale=.2, ecg_phase_noise=.1, lead_dropout=.1, mains_mv=.02, shift_px=3, turn_deg=15., zoom=.1, intensity=.2, frame_roll=True)
+    one, two = (augment(on_gpu, how, step_generator(0, 1, 1, "cuda")) for _ in range(2))
+    assert all(torch.equal(one[k], two[k]) and one[k].device.type == "cuda" for k in one)
+    here, there = augment(batch, how, step_generator(0, 1, 1)), augment(on_gpu, how, step_generator(0, 1, 1))
+    assert all(torch.allclose(here[k].float(), there[k].cpu().float(), atol=1e-3) for k in here)
