@@ -318,6 +318,27 @@ def test_mended_ones_follow(prepared, tmp_path):
     assert all(p.stat().st_mtime_ns == t for p, t in old.items()) and [s.n for s in again.shards] == [N_GOOD, 2]
 
 
+# ---- UK Biobank's own files
+
+@pytest.mark.parametrize("view, field", [("sax", "20209"), ("lax_4ch", "20208")])
+def test_bulk_files_become_a_store(tmp_path, view, field):
+    "XML and zip of four people and their table: who has both at the visit asked for is in the store, with that visit's phenotypes and nothing personal."
+    bulk = tmp_path/"bulk"
+    bulk.mkdir()
+    for k, (eid, ecg_visit, cine_visit) in enumerate([("1000001", 2, 2), ("1000002", 2, 3), ("1000003", 3, 3), ("1000004", 2, 2)]):
+        write.ecg_xml(bulk/f"{eid}_20205_{ecg_visit}_0.xml", read_ecg(samples_dir()/"ecg"/f"sim-000{k+1}.hea"))
+        cine = read_cine(samples_dir()/"cine"/f"sim-000{k+1}.nii.gz")
+        study = write.short_axis(cine, names=("CINE_segmented_SAX_b1" if view == "sax" else "CINE_segmented_LAX_4Ch",), depths=(0.,), rr=(cine.rr_ms,))
+        study.write(bulk/f"{eid}_{field}_{cine_visit}_0.zip")
+    table = write.phenotype_table(tmp_path/"fields.csv", {f"100000{k}": {(24103, 2, 0): 60+k, (24103, 3, 0): 40} for k in range(1, 5)})
+    source = read_source(bulk, 2, table, view)
+    store = prepare_cohort(source, tmp_path/"store", replace(CFG, view=view), progress=False)
+    assert store.table[["participant_id", "lvef"]].values.tolist() == [["1000001", 61.], ["1000004", 64.]] and store.descriptions["lvef"]["unit"] == "%"
+    assert prepare_cohort(read_source(bulk, 3, table, view), tmp_path/"repeat", replace(CFG, view=view), progress=False).table.lvef.tolist() == [40.]
+    written = b"".join(p.read_bytes() for p in (tmp_path/"store").rglob("*") if p.is_file())
+    for secret in (*write.SECRETS, str(tmp_path)): assert secret.encode() not in written, secret
+
+
 # ---- the thresholds of doubt and real recordings
 
 def test_no_real_recording_is_doubted(real_data):
