@@ -83,6 +83,11 @@ def _turn(frontal_deg:float, horizontal_deg:float)->np.ndarray:
     frontal = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     return frontal @ np.array([[np.cos(b), 0, -np.sin(b)], [0, 1, 0], [np.sin(b), 0, np.cos(b)]])
 
+def _lead_axis_deg(area_3:np.ndarray)->float:
+    "Frontal axis that net areas in I and aVF would show."
+    one, two = np.array([[.79, -.294, .074], [.235, 1.066, -.132]]) @ area_3 # mean rows of I and II below
+    return float(np.rad2deg(np.arctan2(2/np.sqrt(3)*(two - one/2), one)))
+
 def participant_bumps(
     lat:Latents,             # the participant
     rng:np.random.Generator, # for the individual shape of the loop
@@ -96,8 +101,9 @@ def participant_bumps(
     width = b.width*np.exp(np.where(q, .04, .06)*e[1])
     size = np.linalg.norm(b.vector_N3, axis=1, keepdims=True)
     vec = b.vector_N3*np.exp(.09*e_size) + .07*size*e_turn
-    total = b.vector_N3[q].sum(0) @ _turn(0, lat.transition_deg).T
-    vec[q] = vec[q] @ _turn(lat.axis_deg - np.rad2deg(np.arctan2(total[1], total[0])), lat.transition_deg).T
+    vec[q] = vec[q] @ _turn(0, lat.transition_deg).T
+    for _ in range(3): # Dower's leads are not quite at right angles: turn until the leads show the axis
+        vec[q] = vec[q] @ _turn(lat.axis_deg - _lead_axis_deg((vec*width[:,None])[q].sum(0)), 0).T
     vec[p] *= lat.p_gain*(not lat.af)
     turn_t = _turn(.4*(lat.axis_deg - 42), lat.transition_deg) @ _turn(-lat.qrst_deg, lat.qrst_tilt_deg + .5*lat.qrst_deg)
     vec[t] = np.minimum(lat.t_gain, lat.t_gain**np.array([[.5], [.5], [.75], [1.]]))*vec[t] @ turn_t.T # a tall T does not lift ST as much
