@@ -92,9 +92,13 @@ class TrainConfig(Parameters):
     n_frames: int = 25  # frames a cine is resampled to, evenly over the cycle
     pixel_mm: float = 2.5  # in-plane pixel size a cine is resampled to, mm
     crop_px: int = 64  # side of the square crop around the heart, pixels
+    n_slices: int = 1  # slices of the volumes at end-diastole and end-systole, base to apex, or 1 for the mid slice alone
     # --- model
+    system: str = "ptacl"  # what is trained: ptacl, mmcl, dual_phase, supervised, or random for nothing at all (see nbs/systems)
     preset: str = "tiny"  # encoder sizes: tiny, small or paper
     embed_dim: int = 128  # width of the shared embedding
+    ecg_init: str = ""  # folder of a pre-training run, or of a saved ECG encoder, that the ECG encoder starts from, or empty for random weights
+    cine_init: str = ""  # the same for the cine encoder (ptacl)
     # --- objective
     local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local, 0 is global only
     temperature: float = 0.15  # starting temperature, divides the cosine similarity
@@ -106,6 +110,11 @@ class TrainConfig(Parameters):
     shift_px: int = 4  # largest random shift of a training cine, pixels, each way
     noise_mv: float = 0.02  # standard deviation of noise added to training ECGs, mV
     shuffle_phases: bool = False  # control: shuffle the phases within each participant
+    position_only: bool = False  # control: the local loss sees the positions of tokens without their content (ptacl)
+    fixed_temperature: bool = False  # keep the temperature as it is instead of learning it
+    alike: int = 0  # other participants of a batch that count as alike, those with the nearest CMR embeddings (mmcl), 0 is none
+    alike_are: str = "removed"  # what becomes of them: removed from the negatives, or attracted as positives are
+    targets: str = ""  # phenotype columns that the supervised system learns to predict, separated by commas
     # --- more augmentation of training pairs, off
     ecg_scale: float = 0.0  # largest change of the logarithm of an ECG's gain, 0.2 is 0.82 to 1.22 times
     ecg_phase_noise: float = 0.0  # Fourier surrogates of the ECG: largest turn of a component over 180 degrees, 0 to 1
@@ -124,14 +133,24 @@ class TrainConfig(Parameters):
     dropout: float = 0.0  # dropout in the transformer blocks
     average_pairs: int = 0  # horizon of a running mean of the weights, which then is what is evaluated and kept, pairs, or 0 for none
     ecg_keep: float = 0.5  # share of the ECG patches, drawn anew, that a training step looks at
+    cine_keep: float = 1.0  # share of the frames of a cine, drawn anew, that a training step looks at
+    layer_decay: float = 1.0  # factor on the learning rate from each layer to the one below it, for fine-tuning, 1 is the same rate everywhere
+    micro_batch: int = 0  # pairs that a process embeds at a time to save memory (the loss still sees the whole batch), or 0 for all
+    keep_best: str = ""  # metric of the val part whose best evaluation gives the final weights, such as val_loss_global, or empty for the last step
+    patience: int = 0  # evaluations without a better keep_best after which training stops, or 0 for never
     # --- run
     seed: int = 0  # of initialisation, batches, windows and rolls
     accelerator: str = "auto"  # auto, cpu or cuda
     precision: str = "bf16-mixed"  # bf16-mixed, 16-mixed (fp16 with loss scaling) or 32-true
+    devices: int = 1  # processes on this machine, one a GPU, started by torchrun (see ptacl.run)
+    nodes: int = 1  # machines
+    compile: bool = False  # compile the transformer blocks, which takes a minute and then may run faster
+    checkpoint_blocks: bool = False  # compute the transformer blocks again in the backward pass, which saves memory
     workers: int = 2  # processes that read and prepare the cohort
     log_every: int = 1  # steps between two lines of the log
     eval_every: int = 1  # epochs between two evaluations on the validation pairs
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
+    tensorboard: bool = False  # write the log for TensorBoard too, which must be installed
     n_boot: int = 1000  # bootstrap draws of the intervals
     phenotypes: str = ""  # columns that the tasks predict, separated by commas, or empty for all numbers with a unit and more than two values
 
@@ -143,9 +162,9 @@ def check_config(
     cfg:"TrainConfig", # the configuration
 )->None:               # nothing; raises `BadInput` for the first rule that is broken
     "Refuse values that contradict themselves or each other."
-    positive = "fs mains_hz window_s pixel_mm temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every checkpoint_every".split()
+    positive = "fs mains_hz window_s pixel_mm temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every checkpoint_every devices nodes".split()
     rules = [(math.isfinite(getattr(cfg, n)) and getattr(cfg, n) > 0, n, "Give a number above 0") for n in positive]
-    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay average_pairs workers seed n_boot".split()]
+    rules += [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay average_pairs workers seed n_boot micro_batch patience".split()]
     rules += [(cfg.n_frames >= 4, "n_frames", "A cycle needs at least 4 frames"),
               (cfg.crop_px >= 16 and cfg.crop_px%16 == 0, "crop_px", "Give a multiple of 16"),
               (0 <= cfg.local_weight <= 1, "local_weight", "Give a share between 0 and 1"),
@@ -155,22 +174,32 @@ def check_config(
               (0 <= cfg.intensity <= 1, "intensity", "Give a share between 0 and 1"),
               (0 <= cfg.dropout < 1, "dropout", "Give a share from 0 to below 1"),
               (0 < cfg.ecg_keep <= 1, "ecg_keep", "Give a share above 0, up to 1"),
+              (0 < cfg.cine_keep <= 1 and round(cfg.cine_keep*cfg.n_frames) >= 4, "cine_keep", "Give a share up to 1 that leaves at least 4 frames"),
+              (0 < cfg.layer_decay <= 1, "layer_decay", "Give a factor above 0, up to 1"),
+              (cfg.patience == 0 or bool(cfg.keep_best), "patience", "Name the metric that shall get better as keep_best, such as val_loss_global"),
+              (cfg.devices*cfg.nodes <= cfg.batch_size//2, "devices", "Give each process at least two pairs of the batch"),
               (cfg.batch_size >= 2, "batch_size", "A contrast needs at least 2 pairs"),
               (cfg.phase_bins >= 2, "phase_bins", "A contrast needs at least 2 bins"),
               (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),
+              (cfg.n_slices >= 1, "n_slices", "Give 1 or more"),
+              (cfg.local_weight == 0 or cfg.system in ("ptacl", "random"), "local_weight", f"Only ptacl has a local loss: give 0, as nbs/systems/{cfg.system}.yaml does"),
+              (not cfg.position_only or cfg.local_weight > 0, "position_only", "It is a control of the local loss: give a local_weight above 0"),
+              (cfg.alike == 0 or (cfg.system == "mmcl" and 0 < cfg.alike < cfg.batch_size-1), "alike", "Give 0, or with system mmcl a number below batch_size - 1"),
+              (not cfg.cine_init or cfg.system in ("ptacl", "random"), "cine_init", "Only ptacl has the cine encoder that is pre-trained: leave it empty"),
+              (bool(cfg.targets.strip()) == (cfg.system == "supervised"), "targets", "Name the columns with system supervised, and with no other"),
               (2*cfg.mains_hz < cfg.fs, "mains_hz", f"It must lie below half of fs ({cfg.fs/2:g} Hz)"),
               (round(cfg.window_s*cfg.fs)%50 == 0, "window_s", "The window must be a whole number of 50-sample patches"),
               (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: the logit scale is clamped at 100")]
-    for name,allowed in _CHOICES.items(): rules.append((getattr(cfg, name) in allowed, name, f"Choose one of {', '.join(allowed)}"))
+    rules = [(getattr(cfg, n) in allowed, n, f"Choose one of {', '.join(allowed)}") for n,allowed in _CHOICES.items()]+rules
     for holds,name,remedy in rules:
         if not holds: raise BadInput("parameters", f"`{name}` is {getattr(cfg, name)!r}", remedy)
 
-_CHOICES = dict(preset=("tiny", "small", "paper"), phase_map=("systole", "linear"), accelerator=("auto", "cpu", "cuda"),
+_CHOICES = dict(system=("ptacl", "mmcl", "dual_phase", "supervised", "random"), alike_are=("removed", "attracted"), preset=("tiny", "small", "paper"), phase_map=("systole", "linear"), accelerator=("auto", "cpu", "cuda"),
                 precision=("bf16-mixed", "16-mixed", "32-true"))
 
 # %% ../nbs/01_config.ipynb #fd9e68f2
 def save_config(
-    cfg:TrainConfig, # what to write
+    cfg:Parameters,  # what to write
     path:str|Path,   # JSON file
 )->Path:             # the file
     "Write a configuration as JSON."
@@ -179,12 +208,13 @@ def save_config(
 # %% ../nbs/01_config.ipynb #0483831b
 def load_config(
     path:str|Path, # JSON file written by `save_config`
-)->TrainConfig:    # the configuration
+    cls:type[Parameters]=TrainConfig, # what it is a configuration of
+)->Parameters:     # the configuration
     "Read a configuration from JSON."
     try: given = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise BadInput(path, f"not a readable JSON file ({e})", "Take the config.json of a run folder") from e
     if not isinstance(given, dict): raise BadInput(path, f"holds a {type(given).__name__}, not an object", "Take the config.json of a run folder")
-    return TrainConfig.from_params(given)
+    return cls.from_params(given)
 
 # %% ../nbs/01_config.ipynb #85c7e686
 def field_meanings(

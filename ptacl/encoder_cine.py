@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from .core import BadInput
 from .layers import Block, sincos_grid, sincos_positions
+from .weights import Saved
 
 # %% ../nbs/22_encoder_cine.ipynb #2866a381
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ def conv_stem(
     return nn.Sequential(*layers, nn.Conv2d(dim, dim, kernel_size=1))
 
 # %% ../nbs/22_encoder_cine.ipynb #2ec8423e
-class CineEncoder(nn.Module):
+class CineEncoder(Saved, nn.Module):
     "Transformer within each frame, then between frames; one token a frame."
+    part = "cine_encoder" # its name in a system
 
     def __init__(self,
         n_frames:int,    # frames of a cine
@@ -50,6 +52,7 @@ class CineEncoder(nn.Module):
         dropout:float=0.,# dropout in the blocks
     )->None:             # nothing
         super().__init__()
+        self.settings = dict(n_frames=n_frames, size_px=size_px, dim=dim, depth_space=depth_space, depth_time=depth_time, heads=heads, dropout=dropout)
         if size_px%16: raise BadInput("CineEncoder", f"frames of {size_px} pixels", "Give a multiple of 16")
         self.n_frames,self.size_px,self.dim = n_frames,size_px,dim
         self.stem = conv_stem(dim)
@@ -64,14 +67,17 @@ class CineEncoder(nn.Module):
     def forward(self,
         cine_BFHW:Tensor,    # normalised cine, (B, F, H, W)
         time_BF:Tensor,      # trigger time of each frame over the RR interval, [0, 1), (B, F)
+        kept_BF:Tensor|None=None, # which of `n_frames` these frames are, from `keep_frames`; None = all
     )->tuple[Tensor,Tensor]: # one token a frame (B, F, D) and one vector for the cine (B, D)
         "Encode a batch of cines."
         B,F,H,W = cine_BFHW.shape
-        if (F, H, W) != (self.n_frames, self.size_px, self.size_px):
-            raise BadInput("CineEncoder", f"the cine is {F} frames of {H} x {W}", f"Give {self.n_frames} of {self.size_px} x {self.size_px}")
+        n_frames = self.n_frames if kept_BF is None else kept_BF.shape[1]
+        if (F, H, W) != (n_frames, self.size_px, self.size_px):
+            raise BadInput("CineEncoder", f"the cine is {F} frames of {H} x {W}", f"Give {n_frames} of {self.size_px} x {self.size_px}")
+        place_BFD = self.time_1FD if kept_BF is None else self.time_1FD[0][kept_BF]
         x = self.stem(cine_BFHW.reshape(B*F, 1, H, W)).flatten(2).transpose(1, 2)+self.place_1MD # (B*F, M, D)
         for block in self.blocks_space: x = block(x)
-        frames_BFD = self.gather(self.narrow(self.norm_space(x)).flatten(1)).view(B, F, -1)+self.time_1FD
+        frames_BFD = self.gather(self.narrow(self.norm_space(x)).flatten(1)).view(B, F, -1)+place_BFD
         for block in self.blocks_time: frames_BFD = block(frames_BFD)
         frames_BFD = self.norm(frames_BFD)
         angle_B1F = 2*math.pi*time_BF[:, None]

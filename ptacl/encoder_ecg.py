@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from .augment import BatchGenerator, draw_rows
 from .core import BadInput
 from .layers import Block, sincos_positions
+from .weights import Saved
 
 # %% ../nbs/21_encoder_ecg.ipynb #439061b8
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class ECGSize:
     depth: int  # transformer blocks
     heads: int  # attention heads
 
-ECG_SIZES = dict(tiny=ECGSize(dim=128, depth=3, heads=2), small=ECGSize(dim=384, depth=6, heads=6), paper=ECGSize(dim=768, depth=12, heads=12))
+ECG_SIZES = dict(tiny=ECGSize(dim=128, depth=3, heads=4), small=ECGSize(dim=384, depth=6, heads=6), paper=ECGSize(dim=768, depth=12, heads=12))
 
 # %% ../nbs/21_encoder_ecg.ipynb #f967847f
 def draw_kept(
@@ -29,14 +31,17 @@ def draw_kept(
     n_patches:int,  # patches of a window
     share:float,    # of them to keep, (0, 1]
     device:torch.device|str="cpu", # where the indices are wanted
+    generator:torch.Generator|BatchGenerator|None=None, # source of the draw; None = torch's global one
 )->Tensor:          # int64 indices, another random set in each row, (B, N)
     "Draw the patches that a training step looks at."
     n_kept = max(1, round(share*n_patches))
-    return torch.rand(batch_size, n_patches, device=device).argsort(dim=1)[:, :n_kept]
+    if generator is None: return torch.rand(batch_size, n_patches, device=device).argsort(dim=1)[:, :n_kept]
+    return draw_rows(lambda shape, g: torch.rand(shape, generator=g, device=g.device), (batch_size, n_patches), generator).argsort(dim=1)[:, :n_kept].to(device)
 
 # %% ../nbs/21_encoder_ecg.ipynb #b756afe6
-class ECGEncoder(nn.Module):
+class ECGEncoder(Saved, nn.Module):
     "Vision transformer over patches of one lead and `patch` samples, with a CLS token."
+    part = "ecg_encoder" # its name in a system
 
     def __init__(self,
         n_samples:int,   # samples in a window, a multiple of `patch`
@@ -47,22 +52,27 @@ class ECGEncoder(nn.Module):
         n_leads:int=12,  # leads
         patch:int=50,    # samples in a patch
         dropout:float=0.,# dropout in the blocks
+        mlp_ratio:float=4., # width of the blocks' hidden layer over `dim`
+        norm_eps:float=1e-5, # of all norms
+        pool:str="cls",  # what stands for the strip: the CLS token (cls), or the normed mean of its patches (mean)
     )->None:             # nothing
         super().__init__()
+        self.settings = dict(n_samples=n_samples, dim=dim, depth=depth, heads=heads, n_leads=n_leads, patch=patch, dropout=dropout, mlp_ratio=mlp_ratio, norm_eps=norm_eps, pool=pool)
+        if pool not in ("cls", "mean"): raise BadInput("ECGEncoder", f"`pool` is {pool!r}", "Choose cls or mean")
         if n_samples%patch: raise BadInput("ECGEncoder", f"{n_samples} samples are not a whole number of {patch}-sample patches", "Change the window")
-        self.n_leads,self.n_columns,self.patch,self.dim = n_leads,n_samples//patch,patch,dim
+        self.n_leads,self.n_columns,self.patch,self.dim,self.pool = n_leads,n_samples//patch,patch,dim,pool
         self.n_patches = self.n_leads*self.n_columns
         self.embed = nn.Linear(patch, dim)
         self.cls_11D = nn.Parameter(torch.randn(1, 1, dim)*0.02)
         self.position_1ND = nn.Parameter(_lead_and_time(n_leads, self.n_columns, dim)[None])
-        self.blocks = nn.ModuleList(Block(dim, heads, dropout=dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio, dropout=dropout, norm_eps=norm_eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self,
         signal_BLT:Tensor,           # normalised ECG, (B, L, T)
         lead_ok_BL:Tensor|None=None, # False = lead missing or flat, its patches are ignored; None = all good
         kept_BN:Tensor|None=None,    # indices of the patches to look at, from `draw_kept`; None = all
-    )->tuple[Tensor,Tensor]:         # tokens in order lead by lead, or in that of `kept_BN` (B, N, D), and the CLS token (B, D)
+    )->tuple[Tensor,Tensor]:         # tokens in order lead by lead, or in that of `kept_BN` (B, N, D), and the strip's vector (B, D)
         "Encode a batch of ECG windows."
         B,L,T = signal_BLT.shape
         if (L, T) != (self.n_leads, self.n_columns*self.patch):
@@ -75,10 +85,12 @@ class ECGEncoder(nn.Module):
         x_BND = torch.cat([self.cls_11D.expand(B, -1, -1), self.embed(patches)+position_BND], dim=1)
         if is_valid_BN is not None: is_valid_BN = torch.cat([is_valid_BN.new_ones(B, 1), is_valid_BN], dim=1)
         for block in self.blocks: x_BND = block(x_BND, is_valid_BN)
-        x_BND = self.norm(x_BND)
-        return x_BND[:, 1:],x_BND[:, 0]
+        tokens_BND = self.norm(x_BND[:, 1:])
+        if self.pool == "cls": return tokens_BND,self.norm(x_BND[:, 0])
+        share_BN1 = torch.ones_like(x_BND[:, 1:, :1]) if is_valid_BN is None else is_valid_BN[:, 1:, None].to(x_BND.dtype)
+        return tokens_BND,self.norm((x_BND[:, 1:]*share_BN1).sum(1)/share_BN1.sum(1).clamp(min=1))
 
 def _lead_and_time(n_leads:int, n_columns:int, dim:int)->Tensor:
-    "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
-    lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.1*sincos_positions(n_columns, dim//2)
+    "First positions: random code of the lead beside a sine-cosine code of time, as strong, (N, D)."
+    lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.5*sincos_positions(n_columns, dim//2)
     return torch.cat([lead_LD.repeat_interleave(n_columns, 0), time_PD.repeat(n_leads, 1)], dim=1)

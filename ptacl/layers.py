@@ -69,11 +69,12 @@ class Block(nn.Module):
         *,
         mlp_ratio:float=4.,# width of the perceptron's hidden layer over `dim`
         dropout:float=0.,  # share of both branches' outputs set to zero in training
+        norm_eps:float=1e-5, # added to the variance in both norms; published encoders have 1e-6 or 1e-12
     )->None:               # nothing
         super().__init__()
         hidden = round(dim*mlp_ratio)
-        self.norm1,self.attention = nn.LayerNorm(dim),Attention(dim, heads)
-        self.norm2,self.mlp = nn.LayerNorm(dim),nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.norm1,self.attention = nn.LayerNorm(dim, eps=norm_eps),Attention(dim, heads)
+        self.norm2,self.mlp = nn.LayerNorm(dim, eps=norm_eps),nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.drop = nn.Dropout(dropout)
 
     def forward(self,

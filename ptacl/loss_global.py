@@ -9,7 +9,6 @@ __all__ = ['unit', 'info_nce']
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from .core import BadInput
 
 # %% ../nbs/30_loss_global.ipynb #76abaac0
@@ -24,7 +23,7 @@ def info_nce(
     ecg_BE:Tensor,            # ECG embeddings, (B, E)
     cmr_BE:Tensor,            # CMR embeddings, same pairing, (B, E)
     temperature:float|Tensor, # divisor of the cosine similarity, > 0
-    chunk:int=0,              # rows of the similarity matrix held at a time; 0 = all
+    chunk:int=0,              # rows of the similarity matrix held at a time; 0 = all of up to 4,096 pairs, else as many as make 8 million numbers
 )->Tensor:                    # scalar, nats
     "Symmetric InfoNCE over the `B` pairs of a batch."
     if ecg_BE.shape != cmr_BE.shape or ecg_BE.ndim != 2:
@@ -32,13 +31,37 @@ def info_nce(
     if not torch.is_tensor(temperature) and not temperature > 0: raise BadInput("info_nce", f"temperature {temperature}", "Give a number above 0")
     with torch.autocast(ecg_BE.device.type, enabled=False):
         ecg_BE,cmr_BE = unit(ecg_BE),unit(cmr_BE)
-        return (_one_way(ecg_BE, cmr_BE, temperature, chunk)+_one_way(cmr_BE, ecg_BE, temperature, chunk))/2
+        B = len(ecg_BE)
+        if not chunk and B > 4096: chunk = max(1, 2**23//B)
+        if 0 < chunk < B: return _Chunked.apply(ecg_BE, cmr_BE, torch.as_tensor(1/temperature, dtype=ecg_BE.dtype, device=ecg_BE.device), chunk)
+        sim_BB,own_B = ecg_BE@cmr_BE.T/temperature,torch.arange(B, device=ecg_BE.device)
+        return (F.cross_entropy(sim_BB, own_B)+F.cross_entropy(sim_BB.T, own_B))/2
 
-def _one_way(query_BE:Tensor, key_BE:Tensor, temperature:float|Tensor, chunk:int)->Tensor:
-    "Mean cross-entropy of each query's own key among all keys."
-    B,target = len(query_BE),torch.arange(len(query_BE), device=query_BE.device)
-    def part(start:int, stop:int)->Tensor:
-        "Summed loss of some rows."
-        return F.cross_entropy(query_BE[start:stop]@key_BE.T/temperature, target[start:stop], reduction="sum")
-    if not 0 < chunk < B: return part(0, B)/B
-    return sum(checkpoint(part, i, min(i+chunk, B), use_reentrant=False) for i in range(0, B, chunk))/B
+class _Chunked(torch.autograd.Function):
+    "InfoNCE of unit embeddings, block by block, with the gradient written out."
+
+    @staticmethod
+    def forward(ctx, ecg_BE, cmr_BE, scale, chunk):
+        over_cmr_B,over_ecg_B = (ecg_BE.new_full((len(ecg_BE),), -torch.inf) for _ in range(2)) # logarithms of the sums
+        for i in range(0, len(ecg_BE), chunk):
+            sim_CB = (ecg_BE[i:i+chunk]@cmr_BE.T).mul_(scale)
+            over_cmr_B[i:i+chunk] = sim_CB.logsumexp(1)
+            over_ecg_B = torch.logaddexp(over_ecg_B, sim_CB.logsumexp(0))
+        ctx.save_for_backward(ecg_BE, cmr_BE, scale, over_cmr_B, over_ecg_B)
+        ctx.chunk = chunk
+        return ((over_cmr_B+over_ecg_B)/2-(ecg_BE*cmr_BE).sum(1)*scale).mean()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        ecg_BE,cmr_BE,scale,over_cmr_B,over_ecg_B = ctx.saved_tensors
+        to_ecg_BE,to_cmr_BE,to_scale,B = torch.empty_like(ecg_BE),torch.zeros_like(cmr_BE),torch.zeros_like(scale),len(ecg_BE)
+        for i in range(0, B, ctx.chunk):
+            some_CE = ecg_BE[i:i+ctx.chunk]
+            sim_CB = (some_CE@cmr_BE.T).mul_(scale)
+            p_CB = (sim_CB-over_cmr_B[i:i+ctx.chunk, None]).exp_().add_((sim_CB-over_ecg_B).exp_()).div_(2*B)
+            p_CB.diagonal(i).sub_(1/B) # what the loss would change by, similarity by similarity
+            to_ecg_BE[i:i+ctx.chunk] = p_CB@cmr_BE*scale
+            to_cmr_BE.addmm_(p_CB.T, some_CE*scale)
+            to_scale += (p_CB*sim_CB).sum()/scale
+        return grad*to_ecg_BE,grad*to_cmr_BE,grad*to_scale,None

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'SETTINGS', 'PREPARATION', 'LAYOUT', 'ALL_FAIL', 'store_fields', 'store_size', 'settings_of',
            'PrepareConfig', 'read_source', 'prepare_participant', 'find_twins', 'Shard', 'Store', 'Column',
-           'store_in_memory', 'is_store', 'open_store', 'prepare_cohort', 'quality_html', 'worst_recordings']
+           'store_in_memory', 'write_shard', 'write_table', 'is_store', 'open_store', 'prepare_cohort', 'quality_html',
+           'worst_recordings']
 
 # %% ../nbs/17_store.ipynb #d673073d
 import hashlib
@@ -17,9 +18,11 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -28,7 +31,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from .cine import VIEWS, read_cine
-from .cohort import REPORT_COLUMNS, Cohort, find_recording, locate_recordings, read_cohort, report_row, split_of, summarise_report
+from .cohort import MODALITIES, REPORT_COLUMNS, Cohort, find_recording, locate_recordings, read_cohort, report_row, split_of, summarise_report
 from .config import Parameters
 from .core import BadInput, write_atomic
 from .ecg import STANDARD_LEADS, read_ecg
@@ -37,15 +40,16 @@ from .ukbb import pair_ukbb, read_phenotypes, read_ukbb_cine
 
 # %% ../nbs/17_store.ipynb #6cd8bd35
 def store_fields(
-    settings:Mapping[str,object], # fs, window_s, n_frames and crop_px are used
+    settings:Mapping[str,object], # fs, window_s, n_frames, crop_px and, if there is one, n_slices are used
 )->dict[str,tuple[str,tuple[int,...],str]]: # field -> type on the disk, shape of one row, meaning
     "The arrays of a store with these settings."
+    volumes = dict(volume_QZHW=("uint8", (2, settings["n_slices"], *[settings["crop_px"]]*2), "stack at end-diastole and at end-systole, 255ths of the cine's range")) if "n_slices" in settings else {}
     L,T,F,H = len(STANDARD_LEADS),round(2*settings["window_s"]*settings["fs"]),settings["n_frames"],settings["crop_px"]
     return dict(signal_LT=("int16", (L, T), "filtered ECG, steps of 0.001 mV, zeros after the end"), lead_ok_L=("bool", (L,), "False = lead missing or flat"),
                 phase_T=("uint16", (T,), "cardiac phase of each sample, 65536ths of a cycle"), is_valid_T=("bool", (T,), "whether the sample has a phase"),
                 n_samples=("int32", (), "samples before the zeros"), cine_FHW=("uint8", (F, H, H), "cine, 255ths of its range"),
                 frame_phase_F=("float32", (F,), "cardiac phase of each frame"), measures_M=("float32", (len(MEASURES),), ", ".join(MEASURES)),
-                digest_D=("uint8", (32,), "first 16 bytes of the SHA-256 of the ECG and of the cine, to find twins"))
+                digest_D=("uint8", (32,), "first 16 bytes of the SHA-256 of the ECG and of the cine, to find twins"))|volumes
 
 MEASURES = ("heart_rate_bpm", "n_beats", "rt_ms", "qrs_ms", "noise_mv", "n_leads", "rr_ms", "es_ms", "confidence") # what preparation measured, `PreparedECG` and `PreparedCine` tell the meaning; n_leads = good leads
 
@@ -54,23 +58,23 @@ def store_size(
     settings:Mapping[str,object], # fs, window_s, n_frames and crop_px are used
     n:int,                        # participants
     n_slices:int=10,              # slices of a full stack
-)->pd.DataFrame:                  # GB of the ECGs, the cines and all, with the mid slice and with the full stack
+)->pd.DataFrame:                  # GB of the ECGs, the cines and all, with the mid slice, with the full stack, and with the mid slice and two volumes
     "How large a store becomes."
     row = {k:math.prod(s)*np.dtype(t).itemsize for k,(t,s,_) in store_fields(settings).items()}
     ecg,rest = sum(row[k] for k in ("signal_LT", "phase_T", "is_valid_T"))*n/1e9,sum(row[k] for k in ("lead_ok_L", "n_samples", "frame_phase_F", "measures_M", "digest_D"))*n/1e9
-    rows = [dict(kept=kept, ecg_gb=ecg, cine_gb=(cine:=slices*row["cine_FHW"]*n/1e9), all_gb=ecg+cine+rest) for kept,slices in (("mid slice", 1), (f"{n_slices} slices", n_slices))]
+    rows = [dict(kept=kept, ecg_gb=ecg, cine_gb=(cine:=slices*row["cine_FHW"]*n/1e9), all_gb=ecg+cine+rest) for kept,slices in (("mid slice", 1), (f"{n_slices} slices", n_slices), (f"mid slice, {n_slices} at ED and ES", 1+2*n_slices/settings["n_frames"]))]
     return pd.DataFrame(rows).set_index("kept")
 
 # %% ../nbs/17_store.ipynb #4351e8f8
-SETTINGS = ("view", "fs", "mains_hz", "window_s", "n_frames", "pixel_mm", "crop_px", "phase_map") # parameters that decide what the arrays hold
+SETTINGS = ("view", "fs", "mains_hz", "window_s", "n_frames", "pixel_mm", "crop_px", "n_slices", "phase_map") # parameters that decide what the arrays hold
 PREPARATION = 1 # version of what is done to recordings
 LAYOUT = 1 # version of the files of a store
 
 def settings_of(
     cfg:object, # a `PrepareConfig`, or a `TrainConfig` (which has no view)
-)->dict[str,object]: # those of SETTINGS that it has
+)->dict[str,object]: # those of SETTINGS that it has; `n_slices` only above 1, when there are volumes
     "The settings of a preparation."
-    return {n:getattr(cfg, n) for n in SETTINGS if hasattr(cfg, n)}
+    return {n:getattr(cfg, n) for n in SETTINGS if hasattr(cfg, n) and (n, getattr(cfg, n)) != ("n_slices", 1)}
 
 # %% ../nbs/17_store.ipynb #ca2a1293
 @dataclass(frozen=True)
@@ -90,13 +94,14 @@ class PrepareConfig(Parameters):
     n_frames: int = 25  # frames a cine is resampled to, evenly over the cycle
     pixel_mm: float = 2.5  # in-plane pixel size a cine is resampled to, mm
     crop_px: int = 64  # side of the square crop around the heart, pixels
+    n_slices: int = 1  # slices of the volumes at end-diastole and end-systole, base to apex, or 1 for the mid slice alone
     phase_map: str = "systole"  # how time becomes cardiac phase: systole or linear
     # --- run
     workers: int = 2  # processes that read and prepare
     shard_size: int = 1000  # participants in one file of the store
 
     def __post_init__(self)->None: # raises BadInput
-        positive = [(getattr(self, n) > 0 and math.isfinite(getattr(self, n)), n, "Give a number above 0") for n in ("fs", "mains_hz", "window_s", "pixel_mm", "workers", "shard_size")]
+        positive = [(getattr(self, n) > 0 and math.isfinite(getattr(self, n)), n, "Give a number above 0") for n in ("fs", "mains_hz", "window_s", "pixel_mm", "n_slices", "workers", "shard_size")]
         for holds,name,remedy in positive+[(self.n_frames >= 4, "n_frames", "A cycle needs at least 4 frames"), (self.crop_px >= 16 and self.crop_px%16 == 0, "crop_px", "Give a multiple of 16"),
                 (2*self.mains_hz < self.fs, "mains_hz", f"It must lie below half of fs ({self.fs/2:g} Hz)"), (self.view in VIEWS, "view", f"Choose one of {', '.join(VIEWS)}"),
                 (self.phase_map in ("systole", "linear"), "phase_map", "Choose one of systole, linear")]:
@@ -132,10 +137,12 @@ def prepare_participant(
     root:Path,                    # the cohort's folder
     row:Mapping[str,str],         # participant_id, ecg, cine
     settings:Mapping[str,object], # `settings_of` a configuration
+    wanted:Sequence[str]=MODALITIES, # recordings that are needed; the fields of the other one are of length zero
 )->tuple[dict[str,np.ndarray]|None,list[dict[str,str]]]: # the fields of `store_fields`, None = unusable; rows of the report
-    "Read and prepare both recordings of a participant."
+    "Read and prepare the recordings of a participant."
     report,done = [],{}
-    for modality,prepare in (("ecg", _prepare_ecg_of), ("cine", _prepare_cine_of)):
+    for modality in wanted:
+        prepare = dict(ecg=_prepare_ecg_of, cine=_prepare_cine_of)[modality]
         try: done[modality],doubts = prepare(find_recording(root, row[modality], modality), settings)
         except BadInput as e: doubts = [(e, "left out")]
         except OSError as e: doubts = [(BadInput("", f"cannot be read ({e.strerror or type(e).__name__})", "Check the file, and run again"), "left out")]
@@ -147,7 +154,7 @@ def prepare_participant(
             doubts = [(BadInput("", f"ptacl itself failed ({type(e).__name__} in {where})", "Please report it, with a file that shows it if you may share one"), "left out")]
         report += [report_row(row["participant_id"], modality, BadInput(row[modality], e.problem, e.remedy), severity) for e,severity in doubts]
         if any(severity == "left out" for _,severity in doubts): done.pop(modality, None)
-    return (_as_fields(done["ecg"], done["cine"]) if len(done) == 2 else None),report
+    return (_as_fields(done.get("ecg", _NO_ECG), done.get("cine", _NO_CINE)) if len(done) == len(wanted) else None),report
 
 def _prepare_ecg_of(path:Path, settings:Mapping[str,object])->tuple[PreparedECG,list[tuple[BadInput,str]]]:
     "A prepared ECG and what is doubtful about it."
@@ -156,18 +163,22 @@ def _prepare_ecg_of(path:Path, settings:Mapping[str,object])->tuple[PreparedECG,
 
 def _prepare_cine_of(path:Path, settings:Mapping[str,object])->tuple[PreparedCine,list[tuple[BadInput,str]]]:
     "A prepared cine and what is doubtful about it."
-    view,doubts = settings.get("view", "sax"),[]
-    cine,notes = read_ukbb_cine(path, view) if path.suffix.lower() == ".zip" else (read_cine(path), [])
-    cine = prepare_cine(cine, **{n:settings[n] for n in ("n_frames", "pixel_mm", "crop_px", "phase_map")}, view=view)
+    view = settings.get("view", "sax")
+    cine,notes = read_ukbb_cine(path, view, middle_only="n_slices" not in settings) if path.suffix.lower() == ".zip" else (read_cine(path), [])
+    cine = prepare_cine(cine, **{n:settings[n] for n in ("n_frames", "pixel_mm", "crop_px", "phase_map")}, view=view, n_slices=settings.get("n_slices", 1))
     notes = [BadInput("", note, "Nothing need be done: it was mended") for note in notes]
     if np.isnan(cine.es_ms): notes.append(BadInput("", "no cavity of the left ventricle could be followed", "Look at the slice; its end of systole was predicted from the heart rate"))
     return cine,[(note, "warning") for note in notes]
 
+_NO_ECG = SimpleNamespace(signal_LT=np.zeros((len(STANDARD_LEADS), 0), np.float32), lead_ok_L=np.zeros(len(STANDARD_LEADS), bool), phase_T=np.zeros(0, np.float32), is_valid_T=np.zeros(0, bool), n_samples=0)
+_NO_CINE = SimpleNamespace(cine_FHW=np.zeros((0, 0, 0), np.float32), frame_phase_F=np.zeros(0, np.float32), volume_QZHW=None)
+
 def _as_fields(ecg:PreparedECG, cine:PreparedCine)->dict[str,np.ndarray]:
     "One row of every array of a store."
-    measured = {n:getattr(ecg if hasattr(ecg, n) else cine, n) for n in MEASURES if n != "n_leads"}|dict(n_leads=ecg.lead_ok_L.sum())
+    measured = {n:getattr(ecg if hasattr(ecg, n) else cine, n, np.nan) for n in MEASURES if n != "n_leads"}|dict(n_leads=ecg.lead_ok_L.sum())
     out = dict(signal_LT=to_steps(ecg.signal_LT, "signal_LT"), lead_ok_L=ecg.lead_ok_L, phase_T=to_steps(ecg.phase_T, "phase_T"), is_valid_T=ecg.is_valid_T, n_samples=np.int32(ecg.n_samples),
                cine_FHW=to_steps(cine.cine_FHW, "cine_FHW"), frame_phase_F=cine.frame_phase_F, measures_M=np.array([measured[n] for n in MEASURES], np.float32))
+    if cine.volume_QZHW is not None: out["volume_QZHW"] = to_steps(cine.volume_QZHW, "volume_QZHW")
     digest = b"".join(hashlib.sha256(out[n].tobytes()).digest()[:16] for n in ("signal_LT", "cine_FHW"))
     return out|dict(digest_D=np.frombuffer(digest, np.uint8))
 
@@ -308,17 +319,23 @@ def _synced(path:Path)->None:
     try: os.fsync(handle)
     finally: os.close(handle)
 
-def _write_shard(folder:Path, settings:Mapping[str,object], people:pd.DataFrame, items:Iterable[tuple[dict[str,np.ndarray],list[dict]]])->None:
+def write_shard(
+    folder:Path,                  # below `shards`
+    settings:Mapping[str,object], # how they were prepared
+    people:pd.DataFrame,          # participant_id, ecg and cine
+    items:Iterable[tuple[Mapping[str,np.ndarray],list[dict]]], # fields of each, as `prepare_participant` gives them, and rows of the report
+)->dict[str,object]:              # the shard's part of the manifest
     "Write a shard as a whole or not at all."
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
-    arrays = {n:np.lib.format.open_memmap(tmp/f"{n}.npy", mode="w+", dtype=t, shape=(len(people), *s)) for n,(t,s,_) in store_fields(settings).items()}
     report = []
-    for i,(item,rows) in enumerate(items):
-        for n,x in arrays.items(): x[i] = item[n]
-        report += rows
-    for x in arrays.values(): x.flush()
+    with ExitStack() as stack:
+        files = {n:stack.enter_context(open(tmp/f"{n}.npy", "wb")) for n in store_fields(settings)}
+        for n,(t,s,_) in store_fields(settings).items(): np.lib.format.write_array_header_1_0(files[n], dict(descr=np.lib.format.dtype_to_descr(np.dtype(t)), fortran_order=False, shape=(len(people), *s)))
+        for item,rows in items:
+            for n,(t,s,_) in store_fields(settings).items(): files[n].write(np.ascontiguousarray(item[n], t).reshape(s).tobytes())
+            report += rows
     people[["participant_id", "ecg", "cine"]].to_csv(tmp/"participants.tsv", sep="\t", index=False)
     pd.DataFrame(report, columns=REPORT_COLUMNS).to_csv(tmp/"report.tsv", sep="\t", index=False)
     files = {p.name:dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(tmp.iterdir())}
@@ -327,7 +344,9 @@ def _write_shard(folder:Path, settings:Mapping[str,object], people:pd.DataFrame,
     for p in (*tmp.iterdir(), tmp): _synced(p)
     os.rename(tmp, folder)
     _synced(folder.parent)
+    return entry
 
+# %% ../nbs/17_store.ipynb #60316506
 def _check_shard(folder:Path, entry:Mapping, verify:bool)->None:
     "Complain about a shard whose files are not what its entry says."
     mend = "Run prepare.ipynb again with the same source and settings: it makes what is damaged anew"
@@ -344,7 +363,7 @@ def _check_shard(folder:Path, entry:Mapping, verify:bool)->None:
         except (ValueError, KeyError): raise BadInput(source, "has a damaged header", mend) from None
         if (head[0], head[1], head[2].name) != ((entry["participants"], *shape), False, dtype): raise BadInput(source, f"holds {head[2].name} {head[0]}, not {dtype} {(entry['participants'], *shape)}", mend)
 
-# %% ../nbs/17_store.ipynb #ae69061f
+# %% ../nbs/17_store.ipynb #29149e2e
 def _table_text(table:pd.DataFrame)->str:
     "A table as TSV; numbers so that they come back the same."
     return table.to_csv(sep="\t", index=False, lineterminator="\n")
@@ -358,8 +377,14 @@ def _read_table(path:Path, numbers:Iterable[str])->pd.DataFrame:
         if c not in numbers: table[c] = table[c].astype(object).where(table[c] != "", None)
     return table
 
-def _write_store(folder:Path, settings:Mapping[str,object], entries:Sequence[Mapping], table:pd.DataFrame, descriptions:Mapping)->None:
-    "Table and manifest, the manifest last."
+def write_table(
+    folder:Path,                  # of the store
+    settings:Mapping[str,object], # how its participants were prepared
+    entries:Sequence[Mapping],    # its shards, as `write_shard` gives them
+    table:pd.DataFrame,           # participants, with `row`, their place in the arrays
+    descriptions:Mapping,         # column -> {"description", "unit"}
+)->None:                          # written
+    "Write table and manifest of a store, the manifest last."
     data = _table_text(table).encode()
     name = f"participants-{hashlib.sha256(data).hexdigest()[:12]}.tsv"
     write_atomic(folder/name, lambda tmp: tmp.write_bytes(data))
@@ -387,8 +412,7 @@ def open_store(
     folder = Path(folder)
     manifest = _load_manifest(folder)
     for k,v in (settings or {}).items():
-        if manifest["settings"].get(k) != v:
-            raise BadInput(folder, f"was prepared with {k} = {manifest['settings'].get(k)!r}, not {v!r}", f"Train with {k} = {manifest['settings'].get(k)!r}, or prepare another store with {k} = {v!r}")
+        if (had := _setting(manifest["settings"], k)) != v: raise BadInput(folder, f"was prepared with {k} = {had!r}, not {v!r}", f"Train with {k} = {had!r}, or prepare another store with {k} = {v!r}")
     for entry in manifest["shards"]: _check_shard(folder/"shards"/entry["name"], entry|dict(settings=manifest["settings"]), verify)
     path,mend = folder/manifest["table"]["name"],"Run prepare.ipynb again with the same source and settings: it writes it anew"
     if not path.is_file(): raise BadInput(path.name, "is missing", mend)
@@ -397,6 +421,10 @@ def open_store(
     report = pd.read_csv(folder/"report.tsv", sep="\t", dtype=str, keep_default_na=False) if (folder/"report.tsv").is_file() else pd.DataFrame(columns=REPORT_COLUMNS)
     shards = tuple(Shard(e["participants"], (folder/"shards"/e["name"]).resolve()) for e in manifest["shards"])
     return Store(shards, table.drop(columns="row"), table["row"].to_numpy(), manifest["settings"], manifest["columns"], report, folder)
+
+def _setting(settings:Mapping[str,object], name:str)->object:
+    "A setting of a store; no `n_slices` means 1."
+    return settings.get(name, 1 if name == "n_slices" else None)
 
 def _load_manifest(folder:Path)->dict:
     "The manifest of a store that this version can read."
@@ -412,6 +440,8 @@ def _load_manifest(folder:Path)->dict:
     return manifest
 
 # %% ../nbs/17_store.ipynb #3976df80
+_UNWRITTEN = "could not be written"
+
 def _prepare_part(root:Path, row:Mapping[str,str], settings:Mapping[str,object], part:Path)->tuple[bool,list[dict[str,str]]]:
     "Prepare a participant into a file of its own; whether there is one, and rows of the report."
     if part.is_file(): return True,[]
@@ -424,23 +454,25 @@ def _prepare_part(root:Path, row:Mapping[str,str], settings:Mapping[str,object],
         os.replace(tmp, part)
     except OSError as e:
         tmp.unlink(missing_ok=True)
-        return False,report+[report_row(row["participant_id"], "table", BadInput("store", f"could not be written ({e.strerror or type(e).__name__})", "Make room on the disk, and run again: what is missing is made then"))]
+        return False,report+[report_row(row["participant_id"], "table", BadInput("store", f"{_UNWRITTEN} ({e.strerror or type(e).__name__})", "Make room on the disk, and run again: what is missing is made then"))]
     return True,[]
 
-def _prepare_parts(root:Path, table:pd.DataFrame, folder:Path, settings:Mapping[str,object], workers:int, progress:bool)->tuple[dict[str,Path],list[dict[str,str]]]:
+def _prepare_parts(root:Path, table:pd.DataFrame, folder:Path, settings:Mapping[str,object], workers:int, progress:bool, first_run:bool)->tuple[dict[str,Path],list[dict[str,str]]]:
     "Parts of all participants who can be used, by name, and rows of the report about the others."
     folder.mkdir(exist_ok=True)
     rows = table[["participant_id", "ecg", "cine"]].to_dict("records")
     parts = [folder/f"{hashlib.sha256(json.dumps(list(row.values())).encode()).hexdigest()[:32]}.npz" for row in rows]
     jobs = [delayed(_prepare_part)(root, row, settings, part) for row,part in zip(rows, parts)]
-    bar,report,made = tqdm(total=len(rows), desc="preparing", unit="participant", smoothing=.05, disable=not progress),[],{}
+    bar,report,made,unwritten = tqdm(total=len(rows), desc="preparing", unit="participant", smoothing=.05, disable=not progress),[],{},0
     with bar:
         for i,(ok,found) in enumerate(Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=2)(jobs)):
             report += found
             if ok: made[rows[i]["participant_id"]] = parts[i]
             bar.update()
             bar.set_postfix_str(f"{i+1-len(made)} left out", refresh=False)
-            if i+1 == ALL_FAIL and not made:
+            unwritten = unwritten+1 if found and found[-1]["problem"].startswith(_UNWRITTEN) else 0
+            if unwritten == ALL_FAIL: raise BadInput(folder.parent, f"{ALL_FAIL} participants in a row {found[-1]['problem']}", "Make room on the disk, and run again: it goes on where it stopped")
+            if first_run and i+1 == ALL_FAIL and not made:
                 worst = summarise_report(pd.DataFrame(report, columns=REPORT_COLUMNS)).iloc[0]
                 raise BadInput(root, f"the first {ALL_FAIL} participants all failed; most often: {worst.problem}", worst.remedy)
     return made,report
@@ -460,8 +492,9 @@ def _whole_shards(out:Path, settings:Mapping[str,object], verify:bool)->tuple[li
         try: entry = json.loads((folder/"shard.json").read_text(encoding="utf-8"))
         except (OSError, ValueError): entry = dict(layout=LAYOUT, preparation=PREPARATION, settings=settings, files={"shard.json": dict(bytes=0)}, participants="unknown")
         if (entry["layout"], entry["preparation"]) != (LAYOUT, PREPARATION): raise BadInput(out, f"holds a store made by version {entry['preparation']} of the preparation; this is version {PREPARATION}", "Give another folder as `out`")
-        for k,v in settings.items():
-            if entry["settings"].get(k) != v: raise BadInput(out, f"holds a store prepared with {k} = {entry['settings'].get(k)!r}, not {v!r}", "Give another folder as `out`, or the same settings to complete it")
+        for k in settings|entry["settings"]:
+            had,v = _setting(entry["settings"], k),_setting(settings, k)
+            if had != v: raise BadInput(out, f"holds a store prepared with {k} = {had!r}, not {v!r}", "Give another folder as `out`, or the same settings to complete it")
         try: _check_shard(folder, entry, verify)
         except BadInput as e:
             shutil.rmtree(folder)
@@ -481,12 +514,12 @@ def _pack(out:Path, settings:Mapping[str,object], root:Path, people:pd.DataFrame
         for row in people[["participant_id", "ecg", "cine"]].to_dict("records"):
             yield _read_part(made[row["participant_id"]]) or prepare_participant(root, row, settings) # a part can be torn by a power cut
     numbers = [int(p.name) for p in (out/"shards").glob("[0-9]*")]
-    try: _write_shard(out/"shards"/f"{max(numbers, default=-1)+1:04d}", settings, people, items())
-    except OSError as e: raise BadInput(out, f"could not be written ({e.strerror or type(e).__name__})", "Make room on the disk, and run again: it goes on where it stopped") from e
+    try: write_shard(out/"shards"/f"{max(numbers, default=-1)+1:04d}", settings, people, items())
+    except OSError as e: raise BadInput(out, f"{_UNWRITTEN} ({e.strerror or type(e).__name__})", "Make room on the disk, and run again: it goes on where it stopped") from e
     for name in people.participant_id: made[name].unlink(missing_ok=True)
 
 # %% ../nbs/17_store.ipynb #f0a124b8
-ALL_FAIL = 50 # this many failures at the start stop a preparation
+ALL_FAIL = 50 # this many failures at the start, or this many failed writes in a row, stop a preparation
 
 def prepare_cohort(
     cohort:Cohort,       # from `read_source` or `read_cohort`
@@ -507,7 +540,7 @@ def prepare_cohort(
         damaged = [r for r in notes if not r["participant_id"]]
         table,here = cohort.pairs(),set(zip(known.participant_id, known.ecg, known.cine))
         new = table[[k not in here for k in zip(table.participant_id, table.ecg, table.cine)]]
-        made,failed = _prepare_parts(cohort.root, new, parts, settings, cfg.workers, progress)
+        made,failed = _prepare_parts(cohort.root, new, parts, settings, cfg.workers, progress, not len(known))
         fresh = new[new.participant_id.isin(made)]
         twins = _all_twins(known[known.participant_id.isin(table.participant_id) & ~known.participant_id.isin(new.participant_id)], fresh, made)
         good = fresh[~fresh.participant_id.isin([r["participant_id"] for r in twins])]
@@ -536,7 +569,7 @@ def _finish_store(out:Path, settings:Mapping[str,object], cohort:Cohort, rows:li
     if not len(table):
         first = report[report.severity == "left out"].problem
         raise BadInput(cohort.root, f"none of {len(cohort.table)} participants can be used as a pair" + (f"; the first: {first.iloc[0]}" if len(first) else ""), "Give participants with both an ECG and a cine; see report.tsv")
-    _write_store(out, settings, entries, table.astype(dict(row=np.int64)), cohort.descriptions)
+    write_table(out, settings, entries, table.astype(dict(row=np.int64)), cohort.descriptions)
 
 # %% ../nbs/17_store.ipynb #35c16590
 def quality_html(

@@ -461,19 +461,20 @@ def _affine(first:_Image, ref:_Image, spacing_mm:float)->np.ndarray:
     out[:3,3] = ref.position+((first.position-ref.position)@ref.normal)*ref.normal
     return np.diag([-1., -1., 1., 1.])@out
 
-def _to_cine(images:list[_Image], view:str, rr_ms:float|None, plane:int|None, path:Path, read:Callable[[str],bytes], notes:list[str])->Cine:
+def _to_cine(images:list[_Image], view:str, rr_ms:float|None, plane:int|None, middle_only:bool, path:Path, read:Callable[[str],bytes], notes:list[str])->Cine:
     "Chosen images as a cine."
     slices = _parallel(_slices(images, rr_ms, path, notes), plane, path, notes)
     slices, spacing = _even_run(_complete(slices, path, notes), path, notes)
     ref, stack = slices[len(slices)//2].first, []
     times, rr = _grid(slices, notes)
-    for s in slices:
+    kept = slices[len(slices)//2:len(slices)//2+1] if middle_only else slices
+    for s in kept:
         frames_FHW = np.stack([_pixels(read, i, path) for i in s.images])
         if len(slices) > 1:
             frames_FHW, made = _at_phases(frames_FHW, s.time_ms/s.rr_ms, times/rr)
             if made: notes.append(f"{s.label}: {made} of {len(times)} frames interpolated in time")
         stack.append(_onto(frames_FHW, s.first, ref, notes, s.label))
-    return cine_from_array(np.stack(stack, 1), (spacing, *ref.pixel_mm), times, rr, view, affine=_affine(slices[0].first, ref, spacing), source=str(path))
+    return cine_from_array(np.stack(stack, 1), (spacing, *ref.pixel_mm), times, rr, view, affine=_affine(kept[0].first, ref, spacing), source=str(path))
 
 # %% ../nbs/15_ukbb.ipynb #090ba653
 def read_dicom_cine(
@@ -483,6 +484,7 @@ def read_dicom_cine(
     *,
     rr_ms:float|None=None, # RR interval, ms, for series without NominalInterval; None = as the images say
     plane:int|None=None,   # which direction, in order of acquisition, if the series lie in several; None = that of most slices
+    middle_only:bool=False, # whether to read the pixels of the middle slice alone, which is what `mid_slice` would leave
 )->tuple[Cine,list[str]]:  # the stack of all slices; what is worth a warning
     "Read a cine from a DICOM study."
     path = Path(path)
@@ -491,7 +493,7 @@ def read_dicom_cine(
         images, notes = _images(path, names, read)
         chosen = [i for i in images if i.name.lower() in wanted or str(i.number) in wanted]
         if not chosen: raise BadInput(path, f"has no series {', '.join(sorted(wanted)):.60}", "list_dicom_series shows the series that there are.")
-        return _to_cine(chosen, view, rr_ms, plane, path, read, notes), notes
+        return _to_cine(chosen, view, rr_ms, plane, middle_only, path, read, notes), notes
 
 # %% ../nbs/15_ukbb.ipynb #986f7518
 _UKBB_SERIES = {"sax": r"CINE_segmented_SAX(_b\d+)?", "lax_2ch": "CINE_segmented_LAX_2Ch", "lax_3ch": "CINE_segmented_LAX_3Ch", "lax_4ch": "CINE_segmented_LAX_4Ch"}
@@ -499,6 +501,7 @@ _UKBB_SERIES = {"sax": r"CINE_segmented_SAX(_b\d+)?", "lax_2ch": "CINE_segmented
 def read_ukbb_cine(
     path:str|Path, # zip of field 20209 (short axis) or 20208 (long axis), or a folder with its files
     view:str,      # "sax", "lax_2ch", "lax_3ch" or "lax_4ch"
+    middle_only:bool=False, # whether to read the pixels of the middle slice alone, which is what `mid_slice` would leave
 )->tuple[Cine,list[str]]: # the stack of all slices; what is worth a warning
     "Read a cine from UK Biobank's DICOM."
     path = Path(path)
@@ -515,7 +518,7 @@ def read_ukbb_cine(
             field = "20209 (short axis)" if view == "sax" else "20208 (long axis)"
             raise BadInput(path, f"no series for {view}; it has {', '.join(there) or 'no series of a known name'}", f"Give the zip of field {field}.")
         if 0 < len(numbered) < len(chosen): notes.append("slices are there as one series and as single ones; the single ones are used")
-        return _to_cine(numbered or chosen, view, None, None, path, read, notes), notes
+        return _to_cine(numbered or chosen, view, None, None, middle_only, path, read, notes), notes
 
 # %% ../nbs/15_ukbb.ipynb #da87a224
 _TEXTS = ("ecg_method", "ecg_diagnoses", "ecg_suspicious", "ecg_device", "ecg_not_done_reason")

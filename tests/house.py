@@ -19,7 +19,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 MAX_EXPORT_LINES = 60
-MAX_BYTES = {"library": 300_000, "experiment": 300_000, "index": 300_000, "tutorial": 600_000}
+MAX_BYTES = {"library": 300_000, "experiment": 300_000, "index": 300_000, "tutorial": 600_000, "results": 600_000}
 MAX_PLOTS = 3 # in a library notebook
 PHYSICAL = {"fs", "mains_hz", "rr_ms", "spacing_mm", "trigger_time_ms", "heart_rate_bpm"} # never have a default
 MACHINE_PATH = re.compile(r"(?<![\w.:/>*])(?:/(?:home|work|tmp|root|Users|mnt|usr|var|opt|srv|content|private)/|~/|[A-Z]:\\\\?\w)")
@@ -102,8 +102,9 @@ class Notebook:
 
     @property
     def kind(self) -> str:
-        "library | tutorial | experiment | index, from the place and name alone."
+        "library | tutorial | results | experiment | index, from the place and name alone."
         if self.path.parent.name == "tutorials": return "tutorial"
+        if self.path.parent.name == "results": return "results"
         if self.path.stem == "index": return "index"
         return "library" if self.number is not None else "experiment"
 
@@ -140,8 +141,8 @@ def rule(check):
 
 @rule
 def file_name(nb: Notebook) -> Iterator[str]:
-    "NN_name (library), tutorials/NN_verb_object (tutorial), one lower-case word (experiment); no keyword."
-    want = {"library": r"\d\d_[a-z][a-z0-9_]*", "tutorial": r"\d\d_[a-z0-9]+(_[a-z0-9]+)+"}.get(nb.kind, r"[a-z]+")
+    "NN_name (library), tutorials/NN_verb_object (tutorial), results/object_measurement (results), one lower-case word (experiment); no keyword."
+    want = {"library": r"\d\d_[a-z][a-z0-9_]*", "tutorial": r"\d\d_[a-z0-9]+(_[a-z0-9]+)+", "results": r"[a-z]+(_[a-z0-9]+)+"}.get(nb.kind, r"[a-z]+")
     if not re.fullmatch(want, nb.path.stem): yield f"a {nb.kind} notebook's name must match {want}"
     if keyword.iskeyword(nb.module): yield f"{nb.module} is a Python keyword: no module can be called so"
 
@@ -460,8 +461,18 @@ def stored_cells(nb: Notebook) -> Iterator[str]:
             if o.get("execution_count") is not None: yield f"{c}: execution count in an output"
 
 @rule
+def results_page(nb: Notebook) -> Iterator[str]:
+    "A page of results says how they were made (a papermill command, the seed, the date) and that the phantom is never clinical evidence, asserts what it claims, and computes nothing: of ptacl it imports no module."
+    if nb.kind != "results": return
+    prose = "\n".join(c.source for c in nb.cells if c.kind == "markdown")
+    for what, pattern in (("papermill command", r"papermill nbs/\w+\.ipynb"), ("seed", r"\bseed\b"), ("date", r"\b20\d\d-\d\d-\d\d\b"), ("`never clinical evidence`", r"never clinical evidence")):
+        if not re.search(pattern, prose): yield f"no {what} in its prose"
+    if not any(re.search(r"\btest_(eq|close)\(|^assert ", c.source, re.M) for c in nb.code): yield "asserts nothing of its tables"
+    yield from (f"{c}: imports ptacl" for c in nb.code if re.search(r"^\s*(from|import) ptacl\b", c.source, re.M))
+
+@rule
 def stored_outputs(nb: Notebook) -> Iterator[str]:
-    "Experiments are stored without outputs; library notebooks and tutorials with them, at most 3 plots in a library notebook."
+    "Experiments are stored without outputs; library notebooks, tutorials and pages of results with them, at most 3 plots in a library notebook."
     if nb.kind == "experiment":
         yield from (f"{c}: has outputs" for c in nb.code if c.raw["outputs"])
         return
@@ -480,7 +491,7 @@ def shows(c: Cell) -> bool:
 
 @rule
 def file_size(nb: Notebook) -> Iterator[str]:
-    "A library notebook stays under 300 kB, a tutorial under 600 kB."
+    "A library notebook stays under 300 kB, a tutorial or a page of results under 600 kB."
     size = len(json.dumps(nb.data, ensure_ascii=False).encode())
     if size > MAX_BYTES[nb.kind]: yield f"{size/1000:.0f} kB"
 

@@ -168,6 +168,7 @@ def changed(cells: list[tuple[str, str]], old: str, new: str) -> list[tuple[str,
     return [(k, s.replace(old, new)) for k, s in cells]
 
 
+PAGE = [("markdown", "# Page\n\n> Figures.\n\n`papermill nbs/run.ipynb out.ipynb`, seed 1, 2026-01-31. A test-bed, never clinical evidence."), ("code", "assert 1 + 1 == 2")]
 HALF, DEMO = GOOD[5][1], GOOD[6][1]
 EXTRA = ("code", "#| hide\nimport os")
 # rule, the cells with the fault, file name, a piece of the complaint
@@ -226,6 +227,12 @@ FAULTS = [
     ("parameters_cell", changed(EXPERIMENT, "  # passes over the data", ""), "run.ipynb", "no help"),
     ("parameters_cell", changed(EXPERIMENT, "epochs: int", "#| hide\nepochs: int"), "run.ipynb", "directive"),
     ("stored_cells", [*GOOD, ("code", " ")], "10_good.ipynb", "empty"),
+    *(("results_page", changed(PAGE, gone, ""), "results/my_page.ipynb", f"no {what}") for gone, what in
+      (("papermill", "papermill"), ("seed", "seed"), ("2026-01-31", "date"), ("never ", "`never clinical"))),
+    ("results_page", PAGE[:1], "results/my_page.ipynb", "asserts nothing"),
+    ("results_page", [*PAGE, ("code", "from ptacl.core import BadInput")], "results/my_page.ipynb", "imports ptacl"),
+    ("file_name", PAGE, "results/page.ipynb", "must match"),
+    ("stored_outputs", [*PAGE, ("code", "print(1)")], "results/my_page.ipynb", "no output is stored"),
     ("stored_outputs", [*GOOD, ("code", "half")], "10_good.ipynb", "no output is stored"),
     ("stored_outputs", [*GOOD, ("code", "print(half)")], "10_good.ipynb", "no output is stored"),
     ("file_size", [*GOOD, ("markdown", "x"*300_000)], "10_good.ipynb", "30"),
@@ -240,7 +247,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("cells, name", [(GOOD, "10_good.ipynb"), (EXPERIMENT, "run.ipynb"), (EXPERIMENT[:1], "tutorials/01_look_here.ipynb"), (EXPERIMENT[:1], "index.ipynb")])
+@pytest.mark.parametrize("cells, name", [(GOOD, "10_good.ipynb"), (EXPERIMENT, "run.ipynb"), (EXPERIMENT[:1], "tutorials/01_look_here.ipynb"), (PAGE, "results/my_page.ipynb"), (EXPERIMENT[:1], "index.ipynb")])
 def test_good_notebook_keeps_all_rules(cells, name, tmp_path):
     nb = make(cells, name, tmp_path)
     assert {r: p for r, check in house.RULES.items() if (p := list(check(nb)))} == {}

@@ -116,7 +116,7 @@ def test_links_have_their_published_strength(many):
 
 
 def test_sokolow_lyon_follows_the_mass_index():
-    "Measured on the ECGs, not on the latents. Published is r 0.28 in men (FIELD 6.3); the phantom falls short of it: 0.17 in 966 men, because axis and loop scatter the voltage."
+    "Measured on the ECGs, with noise. Published is r 0.28 in men (FIELD 6.3); to the tolerance of 0.07 comes the sampling error of a correlation in 570 men, 0.04."
     people = [draw_latents(k, 12, HEALTHY) for k in range(1200)]
     voltage, index = [], []
     for k, lat in enumerate(people):
@@ -125,4 +125,4 @@ def test_sokolow_lyon_follows_the_mass_index():
         voltage.append(max(size["R V5"], size["R V6"]) - size["S V1"])
         index.append(lat.lvm_g/lat.bsa_m2)
     assert len(voltage) > 500 and np.median(voltage) == pytest.approx(2.4, abs=0.5)
-    assert 0.12 < np.corrcoef(voltage, index)[0, 1] < 0.35
+    assert np.corrcoef(voltage, index)[0, 1] == pytest.approx(0.28, abs=0.11)

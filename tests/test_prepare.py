@@ -26,7 +26,7 @@ from ptacl.core import samples_dir
 from ptacl.ecg import STANDARD_LEADS, read_ecg
 from ptacl.experiment import run_notebook
 from ptacl.prepared import find_doubts, prepare_ecg
-from ptacl.store import PrepareConfig, open_store, prepare_cohort, prepare_participant, read_source, settings_of
+from ptacl.store import PrepareConfig, open_store, prepare_cohort, prepare_participant, quality_html, read_source, settings_of
 
 CFG = PrepareConfig(n_frames=8, crop_px=32, pixel_mm=4., workers=1)
 N_GOOD = 160
@@ -303,8 +303,8 @@ def test_nothing_else_changed(prepared):
 
 
 def test_nothing_personal_is_written(prepared):
-    "What files of UK Biobank say of a person, and what stands in a cell of the table, is in no file of the store."
-    written = b"".join(p.read_bytes() for p in prepared.store.root.rglob("*") if p.is_file())
+    "What files of UK Biobank say of a person, and what stands in a cell of the table, is in no file of the store and not on the page of the quality report."
+    written = b"".join(p.read_bytes() for p in prepared.store.root.rglob("*") if p.is_file())+quality_html(prepared.store).encode()
     for secret in (*write.SECRETS, "Jane-Doe-1960", str(prepared.folder)): assert secret.encode() not in written, secret
 
 

@@ -60,6 +60,12 @@ def test_stack_against_dcm2niix(real_data, study, stack):
     assert min(ed, 25-ed) <= 1 and 9 <= es <= 11
 
 
+def test_middle_slice_alone(study, stack):
+    of, alone = mid_slice(stack[0]), read_dicom_cine(study, "cine_trufi_retro", "sax", middle_only=True)[0]
+    assert np.array_equal(alone.frames_FZHW, of.frames_FZHW) and np.array_equal(alone.trigger_time_ms, of.trigger_time_ms) and (alone.rr_ms, alone.spacing_mm) == (of.rr_ms, of.spacing_mm)
+    assert np.abs(alone.affine-of.affine).max() < 5e-3 # positions are rounded to 1e-3 in the headers
+
+
 def test_stack_against_the_authors_text(real_data, stack):
     "Positions and orientations in SliceInfoFile.txt, written by the study's authors: 17.70 mm apart, though SliceThickness is 6."
     text = (real_data/"cmr_dicom"/"SliceInfoFile.txt").read_text()

@@ -15,7 +15,7 @@ import pytest
 from ptacl.cine import cine_from_array
 from ptacl.config import TrainConfig, load_config
 from ptacl.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
-from ptacl.pretrained import embed_cines, embed_ecgs, load_model
+from ptacl.pretrained import embed_cines, embed_ecgs, from_pretrained
 
 
 @dataclass
@@ -73,7 +73,7 @@ def test_default_run_learns(trained):
     assert train.loss_local.tail(6).mean() < math.log(20) - 0.3
     held = log[log.val_loss_local.notna()]
     assert held.val_loss_local.iloc[-1] < math.log(20) - 0.3 and held.val_phase_error.iloc[-1] < 0.2 # chance 0.25
-    model, cfg = load_model(trained.folder)
+    model, cfg = from_pretrained(trained.folder)
     assert train.lr.iloc[-1] < 0.05*cfg.lr and train.grad_norm.notna().all()
 
 
@@ -98,7 +98,7 @@ def real_records(real_data: Path) -> list[Path]:
 
 def test_every_real_ecg_is_embedded(trained, real_data):
     "Lead-off, 15-lead, fibrillation, 25 s, 100 and 1,000 Hz: all read, keep II = I + III, and get a unit vector."
-    model, cfg = load_model(trained.folder)
+    model, cfg = from_pretrained(trained.folder)
     ecgs = [read_ecg(p) for p in real_records(real_data)]
     for ecg in ecgs:
         ready = standardise_ecg(ecg, cfg.fs, cfg.mains_hz)
@@ -111,7 +111,7 @@ def test_every_real_ecg_is_embedded(trained, real_data):
 
 def test_one_ecg_at_two_rates_is_one_ecg(trained, real_data):
     "HR00001 at 500 Hz and 00001_lr at 100 Hz are each other's nearest record."
-    model, cfg = load_model(trained.folder)
+    model, cfg = from_pretrained(trained.folder)
     paths = real_records(real_data)
     sim = (z := embed_ecgs(model, cfg, [read_ecg(p) for p in paths]))@z.T
     np.fill_diagonal(sim, -2)
@@ -127,7 +127,7 @@ def test_real_cine_is_embedded(trained, real_data):
 
     import nibabel
     import pydicom
-    model, cfg = load_model(trained.folder)
+    model, cfg = from_pretrained(trained.folder)
     times: dict[str, list[tuple[float, float]]] = {}
     with zipfile.ZipFile(next((real_data/"cmr_dicom").glob("*.zip"))) as z:
         for name in z.namelist():

@@ -232,6 +232,19 @@ def test_missing_frames(cine, zip_path, lost, name):
     assert change < 2*np.abs(np.diff(whole.frames_FZHW, axis=0)).mean()*len(lost) # like a neighbour, no hole
 
 
+@pytest.mark.parametrize("spoil", [lambda s: None, lambda s: s.of("CINE_segmented_SAX_b4").images.pop(7), lambda s: s.of("CINE_segmented_SAX_b2").images.pop(7), lambda s: s.of("CINE_segmented_SAX_b5").images.__delitem__(slice(9, None))],
+                         ids=["whole", "frame of the middle", "frame of another", "a slice less"])
+def test_middle_slice_alone(cine, zip_path, spoil):
+    "The pixels of the middle slice alone: the same frames, place, times and spacing as reading all and taking the middle."
+    study = write.short_axis(cine)
+    spoil(study)
+    study.write(zip_path)
+    (whole, _), (alone, _) = read_ukbb_cine(zip_path, "sax"), read_ukbb_cine(zip_path, "sax", middle_only=True)
+    of = mid_slice(whole)
+    assert np.array_equal(alone.frames_FZHW, of.frames_FZHW) and np.array_equal(alone.trigger_time_ms, of.trigger_time_ms) and (alone.rr_ms, alone.spacing_mm, alone.view) == (of.rr_ms, of.spacing_mm, of.view)
+    assert np.allclose(alone.affine, of.affine, atol=1e-3)
+
+
 def test_too_many_missing(cine, zip_path):
     "A slice at the end of the stack without half of its frames is left out; a slice in the middle breaks the stack, and the longer part is kept."
     study = write.short_axis(cine)
