@@ -183,6 +183,7 @@ def check_config(
               (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),
               (cfg.n_slices >= 1, "n_slices", "Give 1 or more"),
               (cfg.local_weight == 0 or cfg.system in ("ptacl", "random"), "local_weight", f"Only ptacl has a local loss: give 0, as nbs/systems/{cfg.system}.yaml does"),
+              (cfg.cine_keep == 1 or cfg.system not in ("mmcl", "dual_phase"), "cine_keep", f"This system needs the frames at end-diastole and end-systole: give 1, as nbs/systems/{cfg.system}.yaml does"),
               (not cfg.position_only or cfg.local_weight > 0, "position_only", "It is a control of the local loss: give a local_weight above 0"),
               (cfg.alike == 0 or (cfg.system == "mmcl" and 0 < cfg.alike < cfg.batch_size-1), "alike", "Give 0, or with system mmcl a number below batch_size - 1"),
               (not cfg.cine_init or cfg.system in ("ptacl", "random"), "cine_init", "Only ptacl has the cine encoder that is pre-trained: leave it empty"),

@@ -24,6 +24,7 @@ class Reconstruction(NamedTuple):
     target_BNS: Tensor  # what they should be, (B, N, S)
     is_masked_BN: Tensor  # patches that were hidden and are valid, which alone count, (B, N)
 
+# %% ../nbs/27_masked.ipynb #af8fd41e
 class MaskedErrors(NamedTuple):
     "Errors of each recording."
     squared_B: Tensor  # sum of squared errors over the hidden values, (B,)
@@ -157,6 +158,7 @@ def cut_places(
     B,F,H,W = cine_BFHW.shape
     return cine_BFHW.reshape(B, F, H//16, 16, W//16, 16).permute(0, 1, 2, 4, 3, 5).reshape(B, F*(H//16)*(W//16), 256)
 
+# %% ../nbs/27_masked.ipynb #42c727f5
 def join_places(
     places_BNS:Tensor, # the pixels of each place, (B, F * M, 256)
     n_frames:int,      # F

@@ -77,14 +77,14 @@ def for_system(
     cfg:TrainConfig, # uses system, n_slices, phase_map, targets
 )->Pairs:            # the same participants
     "Add what a configuration's system needs."
-    if cfg.system == "supervised": return replace(pairs, target_PY=_columns(pairs.table, [n.strip() for n in cfg.targets.split(",") if n.strip()]), reads_cine=False)
+    if cfg.system == "supervised": return replace(pairs, target_PY=_target_columns(pairs.table, [n.strip() for n in cfg.targets.split(",") if n.strip()]), reads_cine=False)
     if cfg.system == "dual_phase" and cfg.n_slices > 1: return replace(pairs, volume_PQZHW=Column(store, "volume_QZHW", store.rows), reads_cine=False)
     if cfg.system in ("mmcl", "dual_phase") and cfg.phase_map == "linear":
         measured = store.quality()
         return replace(pairs, es_phase_P=(plausible_es_ms(measured.es_ms, measured.rr_ms)/measured.rr_ms).to_numpy(np.float32))
     return pairs
 
-def _columns(table:pd.DataFrame, names:list[str])->np.ndarray:
+def _target_columns(table:pd.DataFrame, names:list[str])->np.ndarray:
     "Columns of numbers, (P, Y)."
     for n in names:
         if n not in table: raise BadInput("participants.tsv", f"there is no column `{n}` to learn", f"Name some of {', '.join(table.columns[table.dtypes != object])} as `targets`")

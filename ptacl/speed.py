@@ -170,6 +170,7 @@ def write_files(
             if f == "cine_FHW" and form == "nii": nib.save(nib.Nifti1Image(item[f].transpose(2, 1, 0)[:, :, None], np.eye(4)), folder/f"{k}.cine.nii")
             else: np.save(folder/f"{k}.{f}.npy", from_steps(item[f], f))
 
+# %% ../nbs/87_speed.ipynb #cc5540b1
 def read_files(
     folder:Path, # from `write_files`
     k:int,       # participant

@@ -578,7 +578,8 @@ def quality_html(
     "The quality report as a page of HTML."
     left_out,quality = store.report[store.report.severity == "left out"],store.quality()
     spread = quality[list(MEASURES)].describe(percentiles=[.01, .25, .5, .75, .99]).T.drop(columns="std").round(2)
-    show = lambda table: table.to_html(escape=True, index=False, border=0)
+    def show(table:pd.DataFrame)->str:
+        with pd.option_context("display.max_colwidth", None): return table.to_html(escape=True, index=False, border=0)
     parts = [f"<h1>Quality report</h1><p>{len(store.table)} participants prepared, {left_out.participant_id.nunique()} left out. ptacl {html.escape(version('ptacl'))}, {html.escape(json.dumps(store.settings))}</p>",
              "<h2>Problems by kind</h2>", show(summarise_report(store.report)), "<h2>Measured</h2>", show(spread.rename_axis("measure").reset_index()), "<h2>Left out</h2>", show(left_out.head(5000)), "<h2>Warnings</h2>", show(store.report[store.report.severity == "warning"].head(5000))]
     style = "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.2em .6em;text-align:left;border-bottom:1px solid #ddd}"

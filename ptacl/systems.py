@@ -84,8 +84,8 @@ def build_system(
 SYSTEMS = dict(
     ptacl=dict(system="ptacl"),
     global_only=dict(system="ptacl", local_weight=0.),
-    mmcl=dict(system="mmcl", local_weight=0., temperature=0.1, fixed_temperature=True),
-    dual_phase=dict(system="dual_phase", local_weight=0., temperature=0.07, fixed_temperature=True),
+    mmcl=dict(system="mmcl", local_weight=0., temperature=0.1, fixed_temperature=True, cine_keep=1.),
+    dual_phase=dict(system="dual_phase", local_weight=0., temperature=0.07, fixed_temperature=True, cine_keep=1.),
     supervised=dict(system="supervised", local_weight=0., targets="lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"),
     random=dict(system="random"),
 )

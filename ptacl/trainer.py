@@ -179,6 +179,7 @@ def save_checkpoint(
     content = dict(model=state.model.state_dict(), optimizer=state.optimizer.state_dict(), precision=state.fabric._precision.state_dict(), step=state.step, mean=state.mean.state_dict() if state.mean else None,
                    samples_seen=state.samples_seen, log=state.log, best=state.best, cohort=state.cohort, config=asdict(cfg), versions=dict(ptacl=version("ptacl"), torch=version("torch")))
     if state.fabric.global_rank: return path
+    for half in path.parent.glob(f".*.tmp{path.suffix}"): half.unlink(missing_ok=True) # what a kill left behind
     try: return write_atomic(path, lambda tmp: torch.save(content, tmp))
     except (OSError, RuntimeError) as e: # torch's writer says RuntimeError when the disk is full
         before = "the checkpoint written before is untouched" if path.exists() else "there is none from before"

@@ -9,6 +9,7 @@ __all__ = ['save_weights', 'model_folder', 'read_settings', 'read_weights', 'rea
 import json
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 from .core import BadInput, write_atomic
@@ -36,7 +37,7 @@ def model_folder(
     "The folder of a model, downloaded if need be."
     if Path(source).is_dir(): return Path(source)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)): raise BadInput(source, "no such folder", "Give the folder of a model, such as a finished run's, or owner/name of the Hugging Face hub")
-    try: from huggingface_hub import snapshot_download
+    try: snapshot_download = import_module("huggingface_hub").snapshot_download
     except ImportError as e: raise BadInput(source, "is no folder here, and huggingface_hub, which could look for it on the hub, is not installed", "Correct the path, or pip install huggingface_hub") from e
     try: return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as e: raise BadInput(source, f"is no folder here, and the hub did not give it ({type(e).__name__})", "Correct the path or the name, or check the connection") from e

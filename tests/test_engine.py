@@ -23,7 +23,7 @@ from ptacl.model import model_from_config
 from ptacl.pairs import load_pairs
 from ptacl.trainer import draw_part, evaluate, fabric_from_config, finish_part, fit, load_checkpoint, save_checkpoint, start_state, step_batches, train_step
 
-TINY = TrainConfig(accelerator="cpu", precision="32-true", window_s=1.0, crop_px=16, n_frames=4, phase_bins=4, epochs=10, batch_size=4, workers=1, checkpoint_every=1, eval_every=3)
+TINY = TrainConfig(accelerator="cpu", precision="32-true", window_s=1.0, crop_px=16, n_frames=4, phase_bins=4, epochs=10, batch_size=4, workers=1, checkpoint_every=10, eval_every=3)
 
 
 @pytest.fixture(scope="module")
@@ -140,14 +140,14 @@ def check_kills(found: dict, kills: int):
 
 def test_twenty_kills_change_nothing(tmp_path):
     "SIGKILL at 20 moments, every second one while a checkpoint is half written: dropout, running mean, best weights and all, the weights end the same."
-    found = kill_often(tmp_path, replace(TINY, epochs=30, dropout=0.1, average_pairs=20, keep_best="val_loss"), seed=1, kills=20)
+    found = kill_often(tmp_path, replace(TINY, epochs=20, checkpoint_every=1, dropout=0.1, average_pairs=20, keep_best="val_loss"), seed=1, kills=20)
     check_kills(found, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_sixty_kills_change_nothing(tmp_path, seed):
-    check_kills(kill_often(tmp_path, replace(TINY, epochs=100, dropout=0.1, micro_batch=3 if seed%2 else 0), seed=seed+10, kills=60), 60)
+    check_kills(kill_often(tmp_path, replace(TINY, epochs=100, checkpoint_every=1, dropout=0.1, micro_batch=3 if seed%2 else 0), seed=seed+10, kills=60), 60)
 
 
 # ---- the disk is full
@@ -201,7 +201,7 @@ def test_sigterm_saves_and_ends_in_order(pairs, tmp_path, capsys):
     "The cluster's warning at any step: saved, exit code 0, said how to go on, and the same weights in the end."
     whole, before = train(TINY, pairs), signal.getsignal(signal.SIGTERM)
     warn = lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 7 and "loss" in row else None
-    with pytest.raises(SystemExit) as ended: train(replace(TINY, checkpoint_every=50), pairs, checkpoint=tmp_path/"last.ckpt", on_log=warn)
+    with pytest.raises(SystemExit) as ended: train(TINY, pairs, checkpoint=tmp_path/"last.ckpt", on_log=warn)
     assert ended.value.code == 0 and signal.getsignal(signal.SIGTERM) is before
     assert "stopped after step 7 of 30 and saved. Start the same command again" in capsys.readouterr().out
     resumed = train(TINY, pairs, checkpoint=tmp_path/"last.ckpt")

@@ -9,10 +9,11 @@ from ptacl.config import TrainConfig, field_meanings
 from ptacl.core import BadInput
 from ptacl.experiment import run_notebook
 from ptacl.phantom import SimulateConfig
+from ptacl.pretraining import PretrainConfig
 from ptacl.speed import BenchmarkConfig
 from ptacl.validation import ValidateConfig
 
-EXPERIMENTS = dict(train=TrainConfig, simulate=SimulateConfig, validate=ValidateConfig, benchmark=BenchmarkConfig)
+EXPERIMENTS = dict(train=TrainConfig, pretrain=PretrainConfig, simulate=SimulateConfig, validate=ValidateConfig, benchmark=BenchmarkConfig)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,6 +1,7 @@
 "pretrain.ipynb through papermill at tiny sizes: it learns, resumes bit for bit, and train.ipynb starts from what it leaves."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptacl.cohort import split_of
 from ptacl.config import TrainConfig, load_config
 from ptacl.core import BadInput, samples_dir
 from ptacl.encoder_cine import CineEncoder
@@ -48,10 +50,11 @@ def outputs(notebook):
 def cohort(tmp_path_factory):
     "Twenty-four of the sample participants; four of them, all of the training part, have no scan."
     folder, samples = tmp_path_factory.mktemp("cohort"), samples_dir()
-    for name in ("ecg", "cine"): (folder/name).symlink_to(samples/name)
+    for name in ("ecg", "cine"): shutil.copytree(samples/name, folder/name)
     (folder/"participants.json").write_bytes((samples/"participants.json").read_bytes())
     table = pd.read_csv(samples/"participants.tsv", sep="\t", dtype=str, keep_default_na=False)
-    table = pd.concat([table[table.split == "train"].head(16), table[table.split == "test"].head(8)])
+    part = table.participant_id.map(split_of)
+    table = pd.concat([table[part == "train"].head(16), table[part == "test"].head(8)])
     table.iloc[:4, table.columns.get_loc("cine")] = ""
     table.to_csv(folder/"participants.tsv", sep="\t", index=False)
     return folder

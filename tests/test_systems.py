@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from ptacl.cine import read_cine, write_cine
+from ptacl.cine import mid_slice, read_cine, write_cine
 from ptacl.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
@@ -77,7 +77,8 @@ def test_random_takes_no_step(prepared):
     seed_everything(cfg.seed)
     start = {k: v.clone() for k, v in build_system(cfg).named_parameters()}
     state = fitted(cfg, prepared["random"])
-    assert state.step == 0 and all(torch.equal(v, start[k]) for k, v in state.model.named_parameters())
+    end = state.model.state_dict()
+    assert state.step == 0 and all(torch.equal(v, end[k]) for k, v in start.items())
     assert [row for row in state.log if np.isfinite(row.get("val_loss_global", np.nan))] # but it is evaluated
 
 
@@ -131,15 +132,15 @@ def test_starting_frame_does_not_matter(prepared, name):
             assert not torch.equal(model(batch._replace(cine_BFHW=cine)).cmr_BE, here.cmr_BE)
 
 
-def test_end_of_systole_is_the_same_frame_on_both_maps(prepared):
-    "On the linear map it is the measured one, on the systole map the canonical phase: nearly always the same frame of 8."
+def test_end_of_systole_is_the_same_frame_on_both_maps():
+    "On the linear map it is the measured one, on the systole map the canonical phase: the same of the 25 frames that the samples have."
     cohort = read_cohort(samples_dir())
-    linear = load_pairs(replace(cohort, table=cohort.table.head(24)), config("mmcl", phase_map="linear"), progress=False)[0]
-    systole = prepared["mmcl"]
+    few = replace(cohort, table=cohort.table.head(12))
+    linear, systole = (load_pairs(few, config("mmcl", n_frames=25, phase_map=m), progress=False)[0] for m in ("linear", "systole"))
     distance = lambda phase_PF, es_P: np.abs((np.asarray(phase_PF)-es_P[:, None]+.5) % 1-.5)
     a = distance(linear.frame_phase_PF, linear.es_phase_P).argmin(1)
-    b = distance(systole.frame_phase_PF, np.full(24, CANONICAL_ES)).argmin(1)
-    assert systole.es_phase_P is None and (a == b).mean() > .8
+    b = distance(systole.frame_phase_PF, np.full(12, CANONICAL_ES)).argmin(1)
+    assert systole.es_phase_P is None and (a == b).all()
 
 
 def test_unknown_phenotypes_are_left_out(prepared):
@@ -180,7 +181,7 @@ def test_dual_phase_on_stacks(tmp_path):
     shutil.copytree(cohort.root/"ecg", source/"ecg")
     table = cohort.table.head(12)
     for name in table.participant_id:
-        cine = read_cine(cohort.path(name, "cine"))
+        cine = mid_slice(read_cine(cohort.path(name, "cine")))
         z = np.linspace(1, .5, 6, dtype=np.float32)[:, None, None]
         write_cine(replace(cine, frames_FZHW=cine.frames_FZHW*z), source/"cine"/f"{name}.nii.gz")
     table.to_csv(source/"participants.tsv", sep="\t", index=False)
