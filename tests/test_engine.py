@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +14,23 @@ import torch
 
 from ptacl.cohort import read_cohort
 from ptacl.config import TrainConfig, save_config
-from ptacl.core import BadInput, samples_dir, seed_everything, write_atomic
-from ptacl.large_batch import cached_forward, peak_saved_bytes
+from ptacl.core import BadInput, samples_dir, seed_everything
+from ptacl.large_batch import peak_saved_bytes
 from ptacl.loss_global import info_nce
 from ptacl.model import model_from_config
 from ptacl.pairs import load_pairs
-from ptacl.trainer import draw_part, evaluate, fabric_from_config, finish_part, fit, load_checkpoint, save_checkpoint, start_state, step_batches, train_step
+from ptacl.trainer import evaluate, fabric_from_config, fit, save_checkpoint, start_state, step_batches, train_step
 
 TINY = TrainConfig(accelerator="cpu", precision="32-true", window_s=1.0, crop_px=16, n_frames=4, phase_bins=4, epochs=10, batch_size=4, workers=1, checkpoint_every=10, eval_every=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "So small a model is not faster with more, and much slower where others use the machine."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

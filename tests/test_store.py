@@ -278,3 +278,14 @@ def test_augmentation_on_the_gpu(store):
     assert all(torch.equal(one[k], two[k]) and one[k].device.type == "cuda" for k in one)
     here, there = augment(batch, how, step_generator(0, 1, 1)), augment(on_gpu, how, step_generator(0, 1, 1))
     assert all(torch.allclose(here[k].float(), there[k].cpu().float(), atol=1e-3) for k in here)
+
+
+def test_loader_processes_draw_the_same_batches(store):
+    "Two loader processes on a store, from the middle of a run, against the batches read here."
+    from torch.utils.data import DataLoader
+
+    from ptacl.pairs import StepBatches
+    data = StepBatches(stored_pairs(store), batch_size=4, n_window=2500, seed=0, n_steps=6)
+    there = list(DataLoader(data, batch_size=None, num_workers=2, sampler=range(2, 6)))
+    assert len(there) == 4
+    assert all(torch.equal(batch[k], data[step][k]) for step, batch in zip(range(2, 6), there) for k in batch)
