@@ -43,12 +43,14 @@ def cached_forward(
     del outs,joined
     def finish()->None:
         "Go through every micro-batch again, with the gradient of its embeddings."
+        nonlocal out
+        grads,out = [z.grad for z in out],None # the embeddings themselves are not needed any more
         for k,(part,state) in enumerate(zip(parts, states)):
             _set_random_state(state, fabric.device)
             rows,last = slice(sum(sizes[:k]), sum(sizes[:k+1])),k == len(parts)-1
             with fabric.no_backward_sync(model, enabled=not last):
                 again = model(part())
-                pull = sum((x*z.grad[rows]).sum() for x,z in zip(again, out) if z.grad is not None and x.requires_grad)
+                pull = sum((x*g[rows]).sum() for x,g in zip(again, grads) if g is not None and x.requires_grad)
                 if last and temperature.grad is not None: pull = pull+model.temperature*temperature.grad
                 fabric.backward(pull)
     return out,temperature,finish
