@@ -23,7 +23,7 @@ class ECGSize:
     depth: int  # transformer blocks
     heads: int  # attention heads
 
-ECG_SIZES = dict(tiny=ECGSize(dim=128, depth=3, heads=4), small=ECGSize(dim=384, depth=6, heads=6), paper=ECGSize(dim=768, depth=12, heads=12))
+ECG_SIZES = dict(tiny=ECGSize(dim=128, depth=3, heads=2), small=ECGSize(dim=384, depth=6, heads=6), paper=ECGSize(dim=768, depth=12, heads=12))
 
 # %% ../nbs/21_encoder_ecg.ipynb #f967847f
 def draw_kept(
@@ -91,6 +91,6 @@ class ECGEncoder(Saved, nn.Module):
         return tokens_BND,self.norm((x_BND[:, 1:]*share_BN1).sum(1)/share_BN1.sum(1).clamp(min=1))
 
 def _lead_and_time(n_leads:int, n_columns:int, dim:int)->Tensor:
-    "First positions: random code of the lead beside a sine-cosine code of time, as strong, (N, D)."
-    lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.5*sincos_positions(n_columns, dim//2)
+    "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
+    lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.1*sincos_positions(n_columns, dim//2)
     return torch.cat([lead_LD.repeat_interleave(n_columns, 0), time_PD.repeat(n_leads, 1)], dim=1)

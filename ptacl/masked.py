@@ -99,8 +99,10 @@ class MaskedECG(nn.Module):
         self.ecg_encoder,self.mask_ratio,self.normalise_targets = ecg_encoder,mask_ratio,normalise_targets
         N,L = ecg_encoder.n_patches,ecg_encoder.n_leads
         self.narrow,self.mask_11D = nn.Linear(ecg_encoder.dim, decoder_dim),nn.Parameter(0.02*torch.randn(1, 1, decoder_dim))
-        self.place_1ND = nn.Parameter(sincos_grid(L, N//L, decoder_dim)[None])
+        lead_LD,column_PD = torch.randn(L, decoder_dim//2),torch.randn(N//L, decoder_dim//2)
+        self.place_1ND = nn.Parameter(torch.cat([lead_LD.repeat_interleave(N//L, 0), column_PD.repeat(L, 1)], dim=1)[None])
         self.blocks = nn.ModuleList(Block(decoder_dim, max(1, decoder_dim//32), norm_eps=1e-6) for _ in range(decoder_depth))
+        for block in self.blocks: block.attention.qkv.weight.data[:2*decoder_dim] = torch.eye(decoder_dim).repeat(2, 1)+0.02*torch.randn(2*decoder_dim, decoder_dim)
         self.norm,self.predict = nn.LayerNorm(decoder_dim),nn.Linear(decoder_dim, ecg_encoder.patch)
         self.register_buffer("ecg_mean_L", torch.zeros(L)), self.register_buffer("ecg_sd_L", torch.ones(L))
 

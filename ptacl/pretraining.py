@@ -54,8 +54,8 @@ class PretrainConfig(Parameters):
     ecg_scale: float = 0.0  # largest change of the logarithm of an ECG's gain, 0.2 is 0.82 to 1.22 times
     # --- optimisation
     epochs: int = 60  # passes over the training recordings
-    batch_size: int = 16  # recordings per step
-    lr: float = 1e-3  # peak learning rate
+    batch_size: int = 8  # recordings per step
+    lr: float = 3e-3  # peak learning rate
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm

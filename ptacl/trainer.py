@@ -315,7 +315,10 @@ def train_step(
         loss,row = objective(gather(out), temperature, cfg)
     if not torch.isfinite(loss): raise FloatingPointError(explain_failure(f"the loss is {loss.item()}", state, [p() for p in parts], participants))
     state.optimizer.zero_grad(set_to_none=True)
-    if finish: loss.backward(), finish()
+    if finish:
+        loss.backward()
+        del out
+        finish()
     else: fabric.backward(loss)
     grad_norm = fabric.clip_gradients(model, state.optimizer, max_norm=cfg.clip_norm, error_if_nonfinite=False)
     if not torch.isfinite(grad_norm) and getattr(fabric._precision, "scaler", None) is None: # fp16's scaler leaves out such steps by itself
