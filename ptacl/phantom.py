@@ -34,7 +34,7 @@ _COLUMNS = {
     "cine": ("short-axis cine, NIfTI, path relative to this table", ""), "sex": ("sex", "M or F"), "age": ("age at the visit", "years"),
     "height_cm": ("standing height", "cm"), "weight_kg": ("weight", "kg"), "bsa_m2": ("body surface area, Mosteller", "m2"),
     "heart_rate_ecg_bpm": ("mean heart rate during the ECG", "bpm"), "heart_rate_scan_bpm": ("mean heart rate during the cine", "bpm"),
-    **{name: (PHENOTYPES[name][1].replace(", global", " global"), PHENOTYPES[name][2]) for name in _CATEGORY_157}, # as category 157 spells it
+    **{name: (PHENOTYPES[name][1], PHENOTYPES[name][2]) for name in _CATEGORY_157}, # as category 157 spells it
     "lbbb": ("left bundle branch block", "0 or 1"), "mi": ("old myocardial infarction", "0 or 1"), "lvh": ("LV hypertrophy", "0 or 1"),
     "dcm": ("dilated cardiomyopathy", "0 or 1"), "rvd": ("dilated right ventricle", "0 or 1"), "af": ("atrial fibrillation", "0 or 1"),
     "pvc": ("ventricular ectopic beats in the strip", "0 or 1"),

@@ -64,7 +64,7 @@ def from_pretrained(
 def _take_encoder(model:System, found:Saved, source:str|Path)->None:
     "Put an encoder in the place of the system's own, of which it must have the size."
     own = getattr(model, found.part)
-    differ = [k for k,v in own.settings.items() if found.settings[k] != v and k not in ("dropout", "norm_eps", "pool", "n_lags")]
+    differ = [k for k,v in own.settings.items() if found.settings[k] != v and k not in ("dropout", "norm_eps", "pool", "summary")]
     if differ: raise BadInput(source, f"its {type(own).__name__} has {', '.join(f'{k} = {found.settings[k]}' for k in differ)}, but this run's has {', '.join(f'{k} = {own.settings[k]}' for k in differ)}", "Take the preset and the sizes of the inputs of the run that it is from")
     taken = type(own)(**found.settings|dict(dropout=own.settings["dropout"]))
     taken.load_state_dict(found.state_dict()), setattr(model, found.part, taken)

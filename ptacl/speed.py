@@ -27,6 +27,7 @@ from .augment import augment, augmentation_from_config, step_generator
 from .cohort import Cohort
 from .config import Parameters, TrainConfig
 from .core import BadInput
+from .encoder_ecg import ECG_SIZES
 from .model import model_from_config
 from .pairs import Pairs, draw_batch, stored_pairs
 from .phantom import simulate_participant
@@ -260,8 +261,11 @@ class BenchmarkConfig(Parameters):
     steps: int = 6  # training steps that loading is compared with
     n_frames: int = 25  # frames of a cine in the store
     crop_px: int = 64  # side of a cine in the store, pixels
+    presets: str = "tiny"  # sizes of the systems whose steps are timed, separated by commas: tiny, small, paper
 
     def __post_init__(self)->None: # raises BadInput
         for name in ("n", "workers", "store_n", "seconds", "steps", "n_frames", "crop_px"):
             if getattr(self, name) <= 0: raise BadInput("parameters", f"`{name}` is {getattr(self, name)}", "Give a number above 0")
         if self.large_n < 1000 or self.large_n%1000: raise BadInput("parameters", f"`large_n` is {self.large_n}", "Give full thousands")
+        odd = set(self.presets.split(","))-set(ECG_SIZES)
+        if odd: raise BadInput("parameters", f"`presets` has {', '.join(sorted(odd))!r}", f"Choose from {', '.join(ECG_SIZES)}")

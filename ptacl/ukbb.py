@@ -42,8 +42,8 @@ _CHAMBERS = ("lvedv_ml 24100 mL LV end diastolic volume", "lvesv_ml 24101 mL LV 
     "asc_aorta_distensibility 24120 10^-3_mmHg^-1 ascending aorta distensibility",
     "desc_aorta_max_mm2 24121 mm^2 descending aorta maximum area", "desc_aorta_min_mm2 24122 mm^2 descending aorta minimum area",
     "desc_aorta_distensibility 24123 10^-3_mmHg^-1 descending aorta distensibility")
-_GLOBAL = ("wall_thickness_global_mm 24140 mm LV mean myocardial wall thickness, global", "circ_strain_global 24157 % LV circumferential strain, global",
-    "radial_strain_global 24174 % LV radial strain, global", "long_strain_global 24181 % LV longitudinal strain, global")
+_GLOBAL = ("wall_thickness_global_mm 24140 mm LV mean myocardial wall thickness global", "circ_strain_global 24157 % LV circumferential strain global",
+    "radial_strain_global 24174 % LV radial strain global", "long_strain_global 24181 % LV longitudinal strain global")
 _INLINE_VF = ("inlinevf_lvef 22420 % LV ejection fraction, by the scanner", "inlinevf_lvedv_ml 22421 mL LV end diastolic volume, by the scanner",
     "inlinevf_lvesv_ml 22422 mL LV end systolic volume, by the scanner", "inlinevf_lvsv_ml 22423 mL LV stroke volume, by the scanner",
     "inlinevf_co_l_min 22424 L/min cardiac output, by the scanner", "inlinevf_ci_l_min_m2 22425 L/min/m^2 cardiac index, by the scanner",
@@ -60,10 +60,10 @@ def _entry(line):
 
 PHENOTYPES: dict[str,tuple[int,str,str]] = dict(chain( # our column -> (field, what it is, unit; "" = none)
     map(_entry, _CHAMBERS),
-    _numbered("wall_thickness_aha{:02}_mm", 24124, "LV mean myocardial wall thickness, AHA segment {}", "mm", 16),
-    _numbered("circ_strain_aha{:02}", 24141, "LV circumferential strain, AHA segment {}", "%", 16),
-    _numbered("radial_strain_aha{:02}", 24158, "LV radial strain, AHA segment {}", "%", 16),
-    _numbered("long_strain_seg{}", 24175, "LV longitudinal strain, segment {}", "%", 6),
+    _numbered("wall_thickness_aha{:02}_mm", 24124, "LV mean myocardial wall thickness, AHA {}", "mm", 16),
+    _numbered("circ_strain_aha{:02}", 24141, "LV circumferential strain, AHA {}", "%", 16),
+    _numbered("radial_strain_aha{:02}", 24158, "LV radial strain, AHA {}", "%", 16),
+    _numbered("long_strain_seg{}", 24175, "LV longitudinal strain Segment {}", "%", 6),
     map(_entry, _GLOBAL), map(_entry, _INLINE_VF), map(_entry, _ECG)))
 
 # %% ../nbs/15_ukbb.ipynb #3159941a
