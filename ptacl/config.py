@@ -97,6 +97,7 @@ class TrainConfig(Parameters):
     system: str = "ptacl"  # what is trained: ptacl, mmcl, dual_phase, supervised, or random for nothing at all (see nbs/systems)
     preset: str = "tiny"  # encoder sizes: tiny, small or paper
     embed_dim: int = 128  # width of the shared embedding
+    linear_heads: bool = False  # project to the shared embedding by one linear map instead of two with GELU between, which fits fewer pairs by heart
     ecg_init: str = ""  # folder of a pre-training run, or of a saved ECG encoder, that the ECG encoder starts from, or empty for random weights
     cine_init: str = ""  # the same for the cine encoder (ptacl)
     # --- objective

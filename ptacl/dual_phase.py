@@ -36,10 +36,11 @@ class DualPhase(System):
         temperature:float,     # starting temperature, divides the cosine similarity
         fixed_temperature:bool=False, # whether it stays what it is
         ecg_keep:float=1.,     # share of the ECG patches that a training step looks at, (0, 1]
+        linear_heads:bool=False, # projection heads of one linear map
     )->None:                   # nothing
-        super().__init__(ecg_encoder, embed_dim=embed_dim, temperature=temperature, fixed_temperature=fixed_temperature, ecg_keep=ecg_keep)
+        super().__init__(ecg_encoder, embed_dim=embed_dim, temperature=temperature, fixed_temperature=fixed_temperature, ecg_keep=ecg_keep, linear_heads=linear_heads)
         self.ed_encoder,self.es_encoder = ed_encoder,es_encoder
-        self.ed_head,self.es_head = ProjectionHead(ed_encoder.dim, embed_dim),ProjectionHead(es_encoder.dim, embed_dim)
+        self.ed_head,self.es_head = ProjectionHead(ed_encoder.dim, embed_dim, linear_heads),ProjectionHead(es_encoder.dim, embed_dim, linear_heads)
 
     def encode_cine(self,
         batch:Batch,          # as for `two_volumes`
@@ -71,4 +72,4 @@ def dual_phase_from_config(
     "Build the dual-phase system that a configuration describes."
     ecg = ecg_encoder_from_config(cfg) # first, so that one seed gives one ECG encoder in all systems
     ed,es = (ResidualNetwork(RESNET_SIZES[cfg.preset], 1, (1, 1, 3, 3)) for _ in range(2))
-    return DualPhase(ecg, ed, es, embed_dim=cfg.embed_dim, temperature=cfg.temperature, fixed_temperature=cfg.fixed_temperature, ecg_keep=cfg.ecg_keep)
+    return DualPhase(ecg, ed, es, embed_dim=cfg.embed_dim, temperature=cfg.temperature, fixed_temperature=cfg.fixed_temperature, ecg_keep=cfg.ecg_keep, linear_heads=cfg.linear_heads)

@@ -87,14 +87,16 @@ class Block(nn.Module):
 
 # %% ../nbs/20_layers.ipynb #a59df9d0
 class ProjectionHead(nn.Module):
-    "LayerNorm, linear, GELU, linear, unit length."
+    "LayerNorm, linear, GELU, linear, unit length; or LayerNorm, linear, unit length."
 
     def __init__(self,
         dim:int,       # width of the encoder
         embed_dim:int, # width of the shared embedding
+        linear:bool=False, # one linear map instead of two with GELU between
     )->None:           # nothing
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, embed_dim))
+        hidden = [] if linear else [nn.Linear(dim, dim), nn.GELU()]
+        self.layers = nn.Sequential(nn.LayerNorm(dim), *hidden, nn.Linear(dim, embed_dim))
 
     def forward(self,
         x:Tensor, # pooled or local features, (..., D)

@@ -121,9 +121,10 @@ class MMCL(System):
         temperature:float,       # starting temperature, divides the cosine similarity
         fixed_temperature:bool=False, # whether it stays what it is
         ecg_keep:float=1.,       # share of the ECG patches that a training step looks at, (0, 1]
+        linear_heads:bool=False, # projection heads of one linear map
     )->None:                     # nothing
-        super().__init__(ecg_encoder, embed_dim=embed_dim, temperature=temperature, fixed_temperature=fixed_temperature, ecg_keep=ecg_keep)
-        self.image_encoder,self.image_head = image_encoder,ProjectionHead(image_encoder.dim, embed_dim)
+        super().__init__(ecg_encoder, embed_dim=embed_dim, temperature=temperature, fixed_temperature=fixed_temperature, ecg_keep=ecg_keep, linear_heads=linear_heads)
+        self.image_encoder,self.image_head = image_encoder,ProjectionHead(image_encoder.dim, embed_dim, linear_heads)
 
     def encode_cine(self,
         batch:Batch, # cine, frame phases and the end of systole are read
@@ -152,4 +153,4 @@ def mmcl_from_config(
     cfg:TrainConfig, # uses preset, embed_dim, temperature, window, dropout, ecg_keep
 )->MMCL:             # with freshly initialised weights
     "Build the MMCL system that a configuration describes."
-    return MMCL(ecg_encoder_from_config(cfg), ResidualNetwork(RESNET_SIZES[cfg.preset], 3), embed_dim=cfg.embed_dim, temperature=cfg.temperature, fixed_temperature=cfg.fixed_temperature, ecg_keep=cfg.ecg_keep)
+    return MMCL(ecg_encoder_from_config(cfg), ResidualNetwork(RESNET_SIZES[cfg.preset], 3), embed_dim=cfg.embed_dim, temperature=cfg.temperature, fixed_temperature=cfg.fixed_temperature, ecg_keep=cfg.ecg_keep, linear_heads=cfg.linear_heads)

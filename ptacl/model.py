@@ -64,10 +64,11 @@ class System(nn.Module):
         temperature:float,     # starting temperature, divides the cosine similarity
         fixed_temperature:bool=False, # whether it stays what it is
         ecg_keep:float=1.,     # share of the ECG patches that a training step looks at, (0, 1]
+        linear_heads:bool=False, # projection heads of one linear map
     )->None:                   # nothing
         super().__init__()
         self.ecg_encoder,self.ecg_keep = ecg_encoder,ecg_keep
-        self.ecg_head = ProjectionHead(ecg_encoder.dim, embed_dim)
+        self.ecg_head = ProjectionHead(ecg_encoder.dim, embed_dim, linear_heads)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1/temperature)), requires_grad=not fixed_temperature)
         for name,value in (("ecg_mean_L", torch.zeros(ecg_encoder.n_leads)), ("ecg_sd_L", torch.ones(ecg_encoder.n_leads)),
                            ("cine_mean", torch.tensor(0.)), ("cine_sd", torch.tensor(1.))): self.register_buffer(name, value)
@@ -125,10 +126,11 @@ class PTACL(System):
         phase_concentration:float, # von Mises concentration of the pooling kernel
         fixed_temperature:bool=False, # whether it stays what it is
         ecg_keep:float=1.,      # share of the ECG patches that a training step looks at, (0, 1]
+        linear_heads:bool=False, # projection heads of one linear map
         position_only:bool=False, # control: the local loss sees positions without content
     )->None:                    # nothing
-        super().__init__(ecg_encoder, embed_dim=embed_dim, temperature=temperature, fixed_temperature=fixed_temperature, ecg_keep=ecg_keep)
-        self.cine_encoder,self.cine_head = cine_encoder,ProjectionHead(cine_encoder.dim, embed_dim)
+        super().__init__(ecg_encoder, embed_dim=embed_dim, temperature=temperature, fixed_temperature=fixed_temperature, ecg_keep=ecg_keep, linear_heads=linear_heads)
+        self.cine_encoder,self.cine_head = cine_encoder,ProjectionHead(cine_encoder.dim, embed_dim, linear_heads)
         self.phase_bins,self.phase_concentration,self.position_only = phase_bins,phase_concentration,position_only
 
     def encode_cine(self,
@@ -180,7 +182,7 @@ def model_from_config(
     ecg = ecg_encoder_from_config(cfg)
     cine = CineEncoder(cfg.n_frames, cfg.crop_px, **asdict(CINE_SIZES[cfg.preset]), dropout=cfg.dropout)
     return PTACL(ecg, cine, embed_dim=cfg.embed_dim, temperature=cfg.temperature, phase_bins=cfg.phase_bins, phase_concentration=cfg.phase_concentration,
-                 fixed_temperature=cfg.fixed_temperature, ecg_keep=cfg.ecg_keep, position_only=cfg.position_only)
+                 fixed_temperature=cfg.fixed_temperature, ecg_keep=cfg.ecg_keep, linear_heads=cfg.linear_heads, position_only=cfg.position_only)
 
 # %% ../nbs/23_model.ipynb #cef20cbd
 def count_parameters(

@@ -4,7 +4,9 @@ from dataclasses import fields
 import nbformat
 import papermill
 import pytest
+import yaml
 
+from ptacl.compare import CompareConfig, cells_of
 from ptacl.config import TrainConfig, field_meanings
 from ptacl.core import BadInput
 from ptacl.experiment import run_notebook
@@ -13,7 +15,8 @@ from ptacl.pretraining import PretrainConfig
 from ptacl.speed import BenchmarkConfig
 from ptacl.validation import ValidateConfig
 
-EXPERIMENTS = dict(train=TrainConfig, pretrain=PretrainConfig, simulate=SimulateConfig, validate=ValidateConfig, benchmark=BenchmarkConfig)
+EXPERIMENTS = dict(train=TrainConfig, pretrain=PretrainConfig, simulate=SimulateConfig, validate=ValidateConfig, benchmark=BenchmarkConfig, compare=CompareConfig)
+RECIPES = dict(thousand_pretrain=PretrainConfig, thousand=TrainConfig, compare_phantom=CompareConfig)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -23,6 +26,14 @@ def test_parameters_cell_equals_dataclass(repo, name):
     meanings = field_meanings(config)
     assert cell == {f.name: (type(f.default).__name__, f.default, meanings[f.name]) for f in fields(config)}
     assert list(cell) == [f.name for f in fields(config)]
+
+
+def test_recipes_are_valid(repo):
+    "Each file of nbs/recipes holds settings of its experiment, and the rows of the comparison exist."
+    files = {p.stem: p for p in (repo/"nbs"/"recipes").glob("*.yaml")}
+    assert set(files) == set(RECIPES)
+    read = {name: RECIPES[name].from_params(yaml.safe_load(path.read_text())) for name, path in files.items()}
+    assert len(cells_of(read["compare_phantom"])) == 7*3+2+8
 
 
 @pytest.mark.parametrize("params, message", [
