@@ -1,10 +1,11 @@
-"What every test gets: two threads, no window for plots, the real recordings where they are, and skips that say why."
+"What every test gets: its share of the cores, no window for plots, the real recordings where they are, and skips that say why."
 import os
 from pathlib import Path
 
-# Before numpy or torch is imported: the same number of threads on every machine, so that times and sums are comparable.
+# Before numpy or torch is imported. Two processes run the tests (pyproject.toml); with two threads each they would wait for each other most of the time.
+threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
+    os.environ.setdefault(name, str(threads))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest

@@ -45,7 +45,7 @@ def system_and_batch(name: str, prepared, rows=(0, 1)) -> tuple[System, Batch]:
 def test_every_system_is_explained(prepared, name):
     "Maps are finite, not empty, complete, and leave the model as it was."
     model, batch = system_and_batch(name, prepared, (1,))
-    mean = None if "cine_encoder" in dict(model.named_children()) else batch._replace(cine_BFHW=torch.from_numpy(np.asarray(prepared.cine_PFHW[np.arange(4)], dtype=np.float32)).mean(0, keepdim=True)) # deep networks jump at grey
+    mean = None if "cine_encoder" in dict(model.named_children()) else batch._replace(signal_BLT=model.ecg_mean_L[:, None].expand(1, -1, 500), cine_BFHW=torch.from_numpy(np.asarray(prepared.cine_PFHW[np.arange(4)], dtype=np.float32)).mean(0, keepdim=True)) # deep networks jump at grey
     before = {k: v.clone() for k, v in model.state_dict().items()}
     quick, complete = gradient_times_input(model, batch, mean), integrated_gradients(model, batch, n_points=96, compared=mean)
     for a in (quick, complete):
