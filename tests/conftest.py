@@ -3,9 +3,9 @@ import os
 from pathlib import Path
 
 # Before numpy or torch is imported. Two processes run the tests (pyproject.toml); with two threads each they would wait for each other most of the time.
-threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, str(threads))
+    if "PYTEST_XDIST_WORKER" in os.environ: os.environ[name] = "1" # what the process that started this one has set is for that one
+    else: os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
