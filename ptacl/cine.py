@@ -12,7 +12,8 @@ import difflib
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,12 +121,20 @@ def _unpack(path):
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise BadInput(path, f"the compressed file is truncated or damaged ({e})", "Copy or export it again.") from None
 
+@contextmanager
+def _quiet_nibabel()->Iterator[None]: # a context
+    "Nothing on the screen from nibabel's own log: what is wrong with a file is an error of ours, once, or of no consequence."
+    logger = nib.imageglobals.logger
+    was,logger.disabled = logger.disabled,True
+    try: yield
+    finally: logger.disabled = was
+
 def _load_nifti(path):
     "The image, its length verified against the header, and pixdim as it stands in the file (nibabel quietly turns 0 into 1)."
     raw = _unpack(path)
     try:
         cls = nib.Nifti2Image if len(raw) > 4 and 540 in (int.from_bytes(raw[:4], o) for o in ("little", "big")) else nib.Nifti1Image
-        img = cls.from_bytes(raw)
+        with _quiet_nibabel(): img = cls.from_bytes(raw) # what is wrong is said below, once
         size = cls.header_class.template_dtype.itemsize
         pixdim = cls.header_class(raw[:size], check=False)["pixdim"].astype(float)
     except Exception as e: # nibabel raises many kinds for a bad header

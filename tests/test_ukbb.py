@@ -49,7 +49,7 @@ def refuse(read, path, *words):
 # ---- the ECG
 
 @pytest.mark.parametrize("how", [dict(), dict(nested=True), *(dict(spelling=s) for s in write.SPELLINGS), dict(order=(7, 3, 0, 11, 5, 1, 2, 10, 4, 6, 9, 8)), dict(wrap=5000), dict(wrap=100),
-                                 dict(step_uv=2.5), dict(person=False), dict(change=lambda t: re.sub(r"\s*,\s*", " ,\r\n  ", t)), dict(median=False)], ids=str)
+                                 dict(step_uv=2.5), dict(person=False), dict(change=lambda t: re.sub(r"\s*,\s*", " ,\r\n  ", t)), dict(median=False)], ids=lambda how: "-".join(how) or "plain")
 def test_ecg_comes_back(ecg, beats_ms, tmp_path, how):
     "Within half a step in every sample, whatever the spelling, order, nesting and line breaks."
     got, device = read_ukbb_ecg(write.ecg_xml(tmp_path/"1_20205_2_0.xml", ecg, beats_ms, **how))
