@@ -81,7 +81,7 @@ def strip_summary(
 )->Tensor:                    # autocorrelation of the slope, then the average beat lead by lead, float32 at least, (B, LAGS + L * (BEFORE + AFTER))
     "What repeats in a strip."
     (B,L,C),P = seen_BLC.shape,signal_BLT.shape[2]//seen_BLC.shape[2]
-    with torch.autocast(signal_BLT.device.type, enabled=False):
+    with torch.autocast("cpu" if signal_BLT.is_meta else signal_BLT.device.type, enabled=False): # sizes alone (meta) have no autocast
         signal_BLCP,seen_BLC = signal_BLT.to(torch.promote_types(signal_BLT.dtype, torch.float32)).view(B, L, C, P),seen_BLC.to(torch.promote_types(signal_BLT.dtype, torch.float32))
         bins = lambda x: x.view(B, L, C, 5, P//5).mean(4)*seen_BLC[..., None]
         n_BC1 = seen_BLC.sum(1)[..., None]
