@@ -8,7 +8,7 @@ __all__ = ['delineate_intervals', 'lead_amplitudes', 'component_shares', 'band_s
 
 # %% ../nbs/85_realism.ipynb #269802d1
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,10 +75,16 @@ def delineate_intervals(
     rms = [np.sqrt((beat_8W[list(k)]**2).mean(0)) for k in (range(8), (0, 1, 6, 7), (3, 4, 5))]
     traces = [-(v1 + v2)/2, -(v2 + v3)/2, -(v1 + v2 + v3)/3, v2, v3, v4, (v2 + v3)/2, (v3 + v4)/2, *rms]
     at = _delineate(np.stack(traces), int(.4*rr_s*_RATE))
-    on, off = np.nanmin(np.r_[at["on"][:3], np.inf]), np.nanmax(np.r_[at["off"][3:8], -np.inf])
-    on, off = (v if np.isfinite(v) else np.nan for v in (on, off))
-    t_end = np.nanmedian(at["t"][8:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore") # nothing was found in any trace
+        on, off = _overread(at["on"], slice(0, 3), (-120, -8), np.nanmedian), _overread(at["off"], slice(3, 8), (10, 130), np.nanmax)
+        t_end = np.nanmedian(at["t"][8:])
     return dict(heart_rate_bpm=_heart_rate_bpm(ecg), pr_ms=on - at["p"][8], qrs_ms=off - on, qt_ms=t_end - on)
+
+def _overread(at_S:np.ndarray, own:slice, limits_ms:tuple[float,float], pick:Callable)->float:
+    "A point of QRS, ms after R: what it cannot be is left out, the traces made for it decide, or else the median of all."
+    at_S = np.where((at_S >= limits_ms[0]) & (at_S <= limits_ms[1]), at_S, np.nan)
+    return float(pick(at_S[own]) if np.isfinite(at_S[own]).any() else np.nanmedian(at_S))
 
 # %% ../nbs/85_realism.ipynb #6e633c0f
 def lead_amplitudes(

@@ -53,8 +53,8 @@ def _table(row:Callable, n:int, seed:int, workers:int, what:str, parts:str|Path|
 def _interval_row(index:int, seed:int)->dict:
     "One participant's ECG through the instrument."
     lat = draw_latents(index, seed)
-    ecg, _ = simulate_ecg(lat, participant_rng(index, seed, "ecg"), 10.)
-    truth = dict(true_heart_rate_bpm=lat.heart_rate_ecg_bpm, true_pr_ms=np.nan if lat.af else lat.pr_ms, true_qrs_ms=lat.qrs_ms, true_qt_ms=repolarisation_ms(lat, lat.rr_ecg_ms)[0],
+    ecg, made = simulate_ecg(lat, participant_rng(index, seed, "ecg"), 10.)
+    truth = dict(true_heart_rate_bpm=60*ecg.fs/np.median(np.diff(made["r_peaks"])), true_pr_ms=np.nan if lat.af else lat.pr_ms, true_qrs_ms=lat.qrs_ms, true_qt_ms=repolarisation_ms(lat, lat.rr_ecg_ms)[0],
                  is_male=lat.is_male, mass_index=lat.lvm_g/lat.bsa_m2, ill=any((lat.lbbb, lat.mi, lat.lvh, lat.dcm, lat.rvd, lat.af, lat.pvc)))
     try: found = delineate_intervals(ecg) | dict(sokolow_mv=_sokolow_mv(ecg))
     except BadInput: found = dict.fromkeys(("heart_rate_bpm", "pr_ms", "qrs_ms", "qt_ms", "sokolow_mv"), np.nan) # fewer than three whole beats of one kind

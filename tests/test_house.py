@@ -253,13 +253,6 @@ def test_good_notebook_keeps_all_rules(cells, name, tmp_path):
     assert {r: p for r, check in house.RULES.items() if (p := list(check(nb)))} == {}
 
 
-def test_settings_are_not_counted(tmp_path):
-    "Seventy settings of a dataclass are a table; the same lines in a function are too long."
-    table = "@dataclass(frozen=True)\nclass Many:\n    \"Settings.\"\n" + "".join(f"    x{k}: int = {k}  # number\n" for k in range(70))
-    long = [(kind, text.replace("    return x/2", "    return x/2\n\n"+table)) for kind, text in GOOD]
-    assert list(house.RULES["export_cell_size"](make(long, "10_good.ipynb", tmp_path))) == []
-
-
 @pytest.mark.parametrize("rule, cells, name, complaint", FAULTS, ids=[f"{f[0]}-{f[3]}" for f in FAULTS])
 def test_rule_finds_its_fault(rule, cells, name, complaint, tmp_path):
     assert any(complaint in p for p in house.RULES[rule](make(cells, name, tmp_path)))
