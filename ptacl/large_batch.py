@@ -36,11 +36,15 @@ def cached_forward(
     for part in parts:
         states.append(_random_state(fabric.device))
         with torch.no_grad(): outs.append(model(part()))
-    sizes = [len(out[0]) for out in outs]
-    joined = [torch.cat(x) if len(x[0]) == sizes[0] else x[0] for x in zip(*outs)]
-    out = type(outs[0])(*(x.requires_grad_() if x.is_floating_point() and len(x) == sum(sizes) else x for x in joined))
+    sizes,kind,fields,joined = [len(out[0]) for out in outs],type(outs[0]),list(zip(*outs)),[]
+    del outs
+    while fields: # one after the other, so that not everything is held twice
+        x = fields.pop(0)
+        joined.append(torch.cat(x) if len(x[0]) == sizes[0] else x[0])
+    del x
+    out = kind(*(x.requires_grad_() if x.is_floating_point() and len(x) == sum(sizes) else x for x in joined))
     temperature = model.temperature.detach().requires_grad_(model.temperature.requires_grad)
-    del outs,joined
+    del joined
     def finish()->None:
         "Go through every micro-batch again, with the gradient of its embeddings."
         nonlocal out

@@ -23,7 +23,7 @@ def info_nce(
     ecg_BE:Tensor,            # ECG embeddings, (B, E)
     cmr_BE:Tensor,            # CMR embeddings, same pairing, (B, E)
     temperature:float|Tensor, # divisor of the cosine similarity, > 0
-    chunk:int=0,              # rows of the similarity matrix held at a time; 0 = all of up to 4,096 pairs, else as many as make 8 million numbers
+    chunk:int=0,              # rows of the similarity matrix held at a time; 0 = all of up to 2,048 pairs, else as many as make 4 million numbers
 )->Tensor:                    # scalar, nats
     "Symmetric InfoNCE over the `B` pairs of a batch."
     if ecg_BE.shape != cmr_BE.shape or ecg_BE.ndim != 2:
@@ -32,7 +32,7 @@ def info_nce(
     with torch.autocast(ecg_BE.device.type, enabled=False):
         ecg_BE,cmr_BE = unit(ecg_BE),unit(cmr_BE)
         B = len(ecg_BE)
-        if not chunk and B > 4096: chunk = max(1, 2**23//B)
+        if not chunk and B > 2048: chunk = max(1, 2**22//B)
         if 0 < chunk < B: return _Chunked.apply(ecg_BE, cmr_BE, torch.as_tensor(1/temperature, dtype=ecg_BE.dtype, device=ecg_BE.device), chunk)
         sim_BB,own_B = ecg_BE@cmr_BE.T/temperature,torch.arange(B, device=ecg_BE.device)
         return (F.cross_entropy(sim_BB, own_B)+F.cross_entropy(sim_BB.T, own_B))/2

@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from .core import BadInput
 from .loss_global import unit
 
@@ -38,14 +39,22 @@ def local_info_nce(
     if ecg_BQE.shape != cmr_BQE.shape or is_valid_BQ.shape != ecg_BQE.shape[:2]:
         raise BadInput("local_info_nce", f"shapes {tuple(ecg_BQE.shape)}, {tuple(cmr_BQE.shape)}, {tuple(is_valid_BQ.shape)}", "Give (B, Q, E), (B, Q, E), (B, Q)")
     if not torch.is_tensor(temperature) and not temperature > 0: raise BadInput("local_info_nce", f"temperature {temperature}", "Give a number above 0")
+    count = int((is_valid_BQ.sum(1) >= 2).sum())
+    groups = list(zip(*(x.split(_TOGETHER) for x in (ecg_BQE, cmr_BQE, is_valid_BQ)))) or [(ecg_BQE, cmr_BQE, is_valid_BQ)]
+    if len(groups) == 1: return _sum_over_participants(*groups[0], temperature, target_concentration)/max(count, 1),count
+    sums = [checkpoint(_sum_over_participants, *g, temperature, target_concentration, use_reentrant=False, preserve_rng_state=False) for g in groups]
+    return torch.stack(sums).sum()/max(count, 1),count
+
+_TOGETHER = 256 # participants that are computed together
+
+def _sum_over_participants(ecg_BQE:Tensor, cmr_BQE:Tensor, is_valid_BQ:Tensor, temperature:float|Tensor, target_concentration:float)->Tensor:
+    "Sum of the participants' losses, of those with two bins or more."
     with torch.autocast(ecg_BQE.device.type, enabled=False):
         sim_BQQ = unit(ecg_BQE)@unit(cmr_BQE).transpose(1, 2)/temperature
         target_BQQ = phase_targets(is_valid_BQ, target_concentration).to(sim_BQQ.dtype)
         per_bin_BQ = (_cross_entropy(sim_BQQ, target_BQQ, is_valid_BQ)+_cross_entropy(sim_BQQ.transpose(1, 2), target_BQQ, is_valid_BQ))/2
         n_valid_B = is_valid_BQ.sum(1)
-        takes_part_B = n_valid_B >= 2
-        per_pair_B = per_bin_BQ.sum(1)/n_valid_B.clamp(min=1)
-        return (per_pair_B*takes_part_B).sum()/takes_part_B.sum().clamp(min=1),int(takes_part_B.sum())
+        return (per_bin_BQ.sum(1)/n_valid_B.clamp(min=1)*(n_valid_B >= 2)).sum()
 
 def _cross_entropy(sim_BQQ:Tensor, target_BQQ:Tensor, is_valid_BQ:Tensor)->Tensor:
     "Cross-entropy of each valid row over the valid columns; 0 in other rows."

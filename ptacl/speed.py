@@ -253,15 +253,16 @@ def feeding_rates(
 @dataclass(frozen=True)
 class BenchmarkConfig(Parameters):
     "Every setting of a benchmark."
-    n: int = 16  # participants for each rate of the phantom and of preparation
+    n: int = 8  # participants for each rate of the phantom and of preparation
     workers: int = 2  # processes
     store_n: int = 200  # participants of the store that is read from
     large_n: int = 40_000  # participants of the store that is opened, full thousands
     seconds: float = 0.5  # time for each rate of loading, s
-    steps: int = 6  # training steps that loading is compared with
+    steps: int = 2  # training steps that are timed
     n_frames: int = 25  # frames of a cine in the store
     crop_px: int = 64  # side of a cine in the store, pixels
     presets: str = "tiny"  # sizes of the systems whose steps are timed, separated by commas: tiny, small, paper
+    large_batch: int = 0  # pairs of a step whose memory is compared with that of its micro-batch of 64, or 0 for not at all
 
     def __post_init__(self)->None: # raises BadInput
         for name in ("n", "workers", "store_n", "seconds", "steps", "n_frames", "crop_px"):

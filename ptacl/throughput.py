@@ -207,28 +207,33 @@ def batch_memory(
     cfg:TrainConfig,     # of the run; `batch_size` and `micro_batch` are set here
     data:Path,           # cohort or store
     batch_sizes:tuple[int,...], # pairs of a step, one row each; the first is the micro-batch of the others
-)->pd.DataFrame:         # batch size; peak MB of the process, MB that the step adds, and both over those of the first row
+)->pd.DataFrame:         # batch size, peak MB of the process during the step, MB that it had before, peak over that of the first row
     "Peak memory of a training step."
     found = []
     for B in batch_sizes:
         done = _children("_memory_of_step", replace(cfg, batch_size=B, micro_batch=0 if B == batch_sizes[0] else batch_sizes[0], data=str(Path(data).resolve())), [{}])
         found.append([float(x) for x in done[0].split()])
-    table = pd.DataFrame(found, columns=["peak_mb", "added_mb"])
-    return pd.DataFrame(dict(batch_size=batch_sizes, **table, peak_ratio=table.peak_mb/table.peak_mb[0], added_ratio=table.added_mb/table.added_mb[0]))
+    return pd.DataFrame(found, columns=["peak_mb", "before_mb"]).assign(batch_size=batch_sizes, ratio=lambda t: t.peak_mb/t.peak_mb[0]).set_index("batch_size")
 
 def _memory_of_step(cfg:TrainConfig)->str:
     "What a process of its own does: one training step, and how much memory it took."
-    import resource # not there on every system
     few = load_data(cfg.data, cfg, progress=False)[1].split("train")
+    few = few.take(np.arange(min(len(few), 64)))
     train = few.take(np.arange(cfg.batch_size)%len(few))
     train.table["participant_id"] = [str(k) for k in range(len(train))]
     state = _ready_state(cfg, few)
     members,batch = next(step_batches(cfg, train, 0, 1, range(1), state.fabric.device, state.model.ecg_encoder.n_patches))
-    on_gpu = state.fabric.device.type == "cuda"
-    peak_mb = lambda: torch.cuda.max_memory_allocated()/1e6 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)/1e6
-    before = peak_mb()
+    before = _peak_mb(state.fabric.device, forget=True)
     train_step(state, batch, cfg, 10**6, [""]*len(members))
-    return f"{peak_mb()} {peak_mb()-before}"
+    return f"{_peak_mb(state.fabric.device)} {before}"
+
+def _peak_mb(device:torch.device, forget:bool=False)->float:
+    "Most MB that the process, or torch on its GPU, has held; `forget` begins anew and says what is held now. On the CPU this asks Linux."
+    if device.type == "cuda":
+        if forget: torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)/1e6
+    if forget: Path("/proc/self/clear_refs").write_text("5")
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])*1024/1e6
 
 # %% ../nbs/88_throughput.ipynb #6a90da2f
 def bytes_per_step(

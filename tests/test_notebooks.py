@@ -1,4 +1,4 @@
-"Every notebook runs from top to bottom: library, tutorials and pages as nbdev_test runs them, most experiments by papermill in the tests that are named after them."
+"Every notebook runs from top to bottom: library, tutorials and pages as nbdev_test runs them, experiments by papermill here or in the tests that are named after them."
 import os
 import shutil
 import subprocess
@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 
-BY_PAPERMILL = ("train", "pretrain", "prepare", "simulate", "compare") # a second run by nbdev_test would only take its time
+from ptacl.experiment import run_notebook
+
+BY_PAPERMILL = ("train", "pretrain", "prepare", "simulate", "compare", "benchmark", "validate") # a second run by nbdev_test would only take its time
 
 
 def test_notebooks_run(repo):
@@ -27,5 +30,19 @@ def test_what_is_left_out_runs_elsewhere(repo):
     for name in BY_PAPERMILL:
         cells = nbformat.read(repo/"nbs"/f"{name}.ipynb", 4).cells
         assert any("parameters" in c.metadata.get("tags", []) for c in cells), name
-        users = [p.name for p in (repo/"tests").glob("test_*.py") if p.name != Path(__file__).name and f'"{name}.ipynb"' in p.read_text(encoding="utf-8") and "papermill" in p.read_text(encoding="utf-8")]
-        assert users, f"{name}.ipynb is run by no other test"
+        users = [p.name for p in (repo/"tests").glob("test_*.py") if f'"{name}.ipynb"' in p.read_text(encoding="utf-8") and "papermill" in p.read_text(encoding="utf-8")]
+        assert users, f"{name}.ipynb is run by no test"
+
+
+SMALLEST = {"benchmark.ipynb": (dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32,), 1,
+                                ("store, times raw files prepared on the fly", "local loss, share of the rest of a step", "two processes, times one", "10,000 participants: ")),
+            "validate.ipynb": (dict(n=12, n_latents=400, workers=1), 0, ("heart within 15 mm", "published figures hold", "no folder of real recordings was given"))}
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_experiment_runs(name, repo, tmp_path):
+    "At sizes that take seconds: no error, its figures, and what it is there to say."
+    params, figures, words = SMALLEST[name]
+    outs = [o for c in nbformat.read(run_notebook(repo/"nbs"/name, tmp_path/name, params, progress=False), 4).cells for o in c.get("outputs", [])]
+    text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outs)
+    assert sum("image/png" in o.get("data", {}) for o in outs) >= figures # pyplot's own are not kept where there is no screen
+    assert not [w for w in words if w not in text]
