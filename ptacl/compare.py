@@ -23,7 +23,7 @@ from .config import Parameters, TrainConfig, check_names, checked_type
 from .core import BadInput, samples_dir, seed_everything, write_atomic
 from .model import count_parameters
 from .pairs import Pairs, load_data
-from .pretrained import start_encoders
+from .pretrained import save_pretrained, start_encoders
 from .pretraining import PretrainConfig, load_recordings, masked_model_from_config, pretrain, save_pretraining
 from .probe import classification_statistics, fit_ridge, predict_conditions, predict_phenotypes, regression_statistics
 from .retrieval import ALL, DISTANCE, ranks, similar_by_participant
@@ -127,6 +127,7 @@ def _trained(cell:Cell, cfg:CompareConfig, folder:Path, progress:bool)->tuple[di
     facts = dict(steps=state.step, pairs_seen=state.samples_seen, seconds=round(sum(r["batch_size"]*train_cfg.log_every/r["pairs_per_s"] for r in timed)),
                  weights_ecg=count_parameters(model.ecg_encoder), weights=count_parameters(model), has_cmr=bool(z["test"].cmr_BE.numel()))
     write_atomic(folder/"log.csv", lambda tmp: pd.DataFrame(state.log).to_csv(tmp, index=False))
+    save_pretrained(model, train_cfg, folder)
     return {k:np.ascontiguousarray(v.numpy()) for k,v in found.items() if v.numel()},train,test,facts
 
 def _pretrained(cell:Cell, cfg:CompareConfig, progress:bool)->Path:
