@@ -32,19 +32,18 @@ def cached_forward(
     fabric:Fabric,                       # device, precision, processes
 )->tuple[Embeddings,Tensor,Callable[[],None]]: # embeddings of all, temperature, and what carries their gradients to the weights
     "Embed a batch micro-batch by micro-batch, to go through each a second time."
-    outs,states = [],[]
+    states,sizes,places = [],[],[]
     for part in parts:
         states.append(_random_state(fabric.device))
-        with torch.no_grad(): outs.append(model(part()))
-    sizes,kind,fields,joined = [len(out[0]) for out in outs],type(outs[0]),list(zip(*outs)),[]
-    del outs
-    while fields: # one after the other, so that not everything is held twice
-        x = fields.pop(0)
-        joined.append(torch.cat(x) if len(x[0]) == sizes[0] else x[0])
-    del x
-    out = kind(*(x.requires_grad_() if x.is_floating_point() and len(x) == sum(sizes) else x for x in joined))
+        with torch.no_grad(): out = model(part())
+        B,filled = len(out[0]),sum(sizes)
+        places = places or [x.new_empty((B*len(parts), *x.shape[1:])) if len(x) == B else x for x in out] # for all, so that nothing small stays between what is freed
+        for place,x in zip(places, out):
+            if len(x) == B: place[filled:filled+B] = x
+        sizes.append(B)
+    out = type(out)(*(x.requires_grad_() if x.is_floating_point() and len(x) == sum(sizes) else x for x in (place[:sum(sizes)] for place in places)))
     temperature = model.temperature.detach().requires_grad_(model.temperature.requires_grad)
-    del joined
+    del places,place,x
     def finish()->None:
         "Go through every micro-batch again, with the gradient of its embeddings."
         nonlocal out

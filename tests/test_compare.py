@@ -31,7 +31,7 @@ def test_scores_are_complete_and_compared_in_pairs(made):
     assert {"supervised", "demographics", "masked"}.isdisjoint(scores[(scores.metric == "median rank") & scores.value.notna()].method) or "masked" in set(scores.method)
     value = scores.set_index(["method", "metric"]).value
     gap = differences[(differences.metric == "mean R2") & (differences["minus"] == "mmcl")].value.item()
-    assert abs(gap-(value["ptacl", "mean R2"]-value["mmcl", "mean R2"])) < 1e-9
+    assert abs(gap-(value["ptacl", "mean R2"]-value["mmcl", "mean R2"])) < 1e-5 # six digits are written
     assert (scores.low <= scores.value+1e-9).all() and (scores.value <= scores.high+1e-9).all()
 
 

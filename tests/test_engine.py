@@ -260,14 +260,18 @@ def test_early_stopping_is_refused_on_the_test_part(pairs):
 
 
 def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
-    "With a rate that destroys, the best evaluation is not the last; the model that comes back has its loss, also after a resumed run."
-    cfg = replace(TINY, lr=0.05, warmup_share=0., epochs=12, eval_every=1, keep_best="val_loss", clip_norm=100.)
-    state = train(cfg, pairs, checkpoint=tmp_path/"last.ckpt")
-    losses = [r["val_loss"] for r in state.log if "val_loss" in r and r["step"] > 0]
-    assert losses[-1] > min(losses)
-    assert evaluate(state.model, pairs.split("val"), cfg)["val_loss"] == pytest.approx(min(losses), abs=1e-6)
+    "A metric that is best at step 9 of 36: the model that comes back has the loss of that evaluation and of no other, also after a resumed run."
+    cfg = replace(TINY, epochs=12, eval_every=1, keep_best="val_off", lr=3e-3)
+    def score(model, val, cfg, n_batches): return evaluate(model, val, cfg, n_batches)|dict(val_off=float(abs(len(seen)-3)))
+    def once(): return fit(cfg, model_from_config(cfg), pairs.split("train"), pairs.split("val"), checkpoint=tmp_path/"last.ckpt", progress=False, score=score, on_log=lambda row: seen.append(row) if "val_loss" in row else None)
+    seen = []
+    seed_everything(cfg.seed)
+    state = once()
+    losses = {r["step"]: r["val_loss"] for r in state.log if "val_loss" in r}
+    assert list(losses) == list(range(0, 37, 3)) and min(abs(losses[9]-v) for k, v in losses.items() if k != 9) > 1e-4
+    assert evaluate(state.model, pairs.split("val"), cfg)["val_loss"] == pytest.approx(losses[9], abs=1e-6)
     assert (tmp_path/"best.ckpt").is_file()
-    again = train(cfg, pairs, checkpoint=tmp_path/"last.ckpt") # finished: nothing to do, the same weights
+    again = once() # finished: nothing to do, the same weights
     assert all(torch.equal(a, b) for a, b in zip(state.model.state_dict().values(), again.model.state_dict().values()))
 
 
