@@ -46,6 +46,7 @@ class Evaluated(NamedTuple):
     units: dict[str,str]  # phenotype -> unit
     conditions: list[str]  # columns of 0 and 1
 
+# %% ../nbs/73_evaluate.ipynb #833e67a4
 def open_trained(
     cfg:EvaluateConfig, # run, data, phenotypes, conditions
 )->Evaluated:           # at least two held-out participants
