@@ -10,7 +10,7 @@ __all__ = ['NEAREST', 'parse_settings', 'CompareConfig', 'common_settings', 'cel
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,8 @@ def _trained(cell:Cell, cfg:CompareConfig, folder:Path, progress:bool)->tuple[di
         before = _pretrained(cell, cfg, progress)
         params = cell.started_from(str(before))
     train_cfg = TrainConfig.from_params(params)
-    pairs = load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1]
+    store = stored_data(cfg, train_cfg)
+    pairs = load_data(store, train_cfg, progress=False)[1]
     train,test = pairs.split("train"),pairs.split("test")
     seed_everything(train_cfg.seed)
     model = fit_input_scaling(start_encoders(build_system(train_cfg), train_cfg), train)
@@ -127,7 +128,7 @@ def _trained(cell:Cell, cfg:CompareConfig, folder:Path, progress:bool)->tuple[di
     facts = dict(steps=state.step, pairs_seen=state.samples_seen, seconds=round(sum(r["batch_size"]*train_cfg.log_every/r["pairs_per_s"] for r in timed)),
                  weights_ecg=count_parameters(model.ecg_encoder), weights=count_parameters(model), has_cmr=bool(z["test"].cmr_BE.numel()))
     write_atomic(folder/"log.csv", lambda tmp: pd.DataFrame(state.log).to_csv(tmp, index=False))
-    save_pretrained(model, train_cfg, folder)
+    save_pretrained(model, replace(train_cfg, data=str(store.resolve())), folder) # so that evaluate.ipynb finds the participants
     return {k:np.ascontiguousarray(v.numpy()) for k,v in found.items() if v.numel()},train,test,facts
 
 def _pretrained(cell:Cell, cfg:CompareConfig, progress:bool)->Path:
@@ -274,5 +275,5 @@ def comparison_tables(
     budget = [json.loads((_folder(cfg)/c.key/"cell.json").read_text()) | dict(cell=c.key) for c in cells_of(cfg) if (_folder(cfg)/c.key/"cell.json").exists()]
     out = dict(scores=pd.concat(scores, ignore_index=True), differences=pd.concat(differences, ignore_index=True) if differences else pd.DataFrame(),
                budget=pd.DataFrame(budget)[["cell", "steps", "pairs_seen", "seconds", "weights_ecg", "weights", "commit"]])
-    for name,table in out.items(): write_atomic(_folder(cfg)/f"{name}.tsv", lambda tmp, table=table: table.to_csv(tmp, sep="\t", index=False, float_format="%.6g"))
+    for name,table in out.items(): write_atomic(_folder(cfg)/f"{name}.tsv", lambda tmp, table=table: table.to_csv(tmp, sep="\t", index=False))
     return out

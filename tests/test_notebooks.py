@@ -34,7 +34,7 @@ def test_what_is_left_out_runs_elsewhere(repo):
         assert users, f"{name}.ipynb is run by no test"
 
 
-SMALLEST = {"benchmark.ipynb": (dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32,), 1,
+SMALLEST = {"benchmark.ipynb": (dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32), 1,
                                 ("store, times raw files prepared on the fly", "local loss, share of the rest of a step", "two processes, times one", "10,000 participants: ")),
             "validate.ipynb": (dict(n=12, n_latents=400, workers=1), 0, ("heart within 15 mm", "published figures hold", "no folder of real recordings was given")),
             "evaluate.ipynb": (dict(n_boot=50, phenotypes="lvef,lvedv_ml"), 8, ("system: random", "48 training and 16 held-out participants", "cases among the"))}
