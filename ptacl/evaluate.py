@@ -46,6 +46,11 @@ class Evaluated(NamedTuple):
     units: dict[str,str]  # phenotype -> unit
     conditions: list[str]  # columns of 0 and 1
 
+    @property
+    def has_cmr(self)->bool: # False = an ECG cannot be compared with a cine
+        "Whether the system embeds the CMR."
+        return self.z_test.cmr_BE.numel() > 0
+
 # %% ../nbs/73_evaluate.ipynb #833e67a4
 def open_trained(
     cfg:EvaluateConfig, # run, data, phenotypes, conditions

@@ -40,7 +40,7 @@ def local_info_nce(
         raise BadInput("local_info_nce", f"shapes {tuple(ecg_BQE.shape)}, {tuple(cmr_BQE.shape)}, {tuple(is_valid_BQ.shape)}", "Give (B, Q, E), (B, Q, E), (B, Q)")
     if not torch.is_tensor(temperature) and not temperature > 0: raise BadInput("local_info_nce", f"temperature {temperature}", "Give a number above 0")
     count = int((is_valid_BQ.sum(1) >= 2).sum())
-    groups = list(zip(*(x.split(_TOGETHER) for x in (ecg_BQE, cmr_BQE, is_valid_BQ)))) or [(ecg_BQE, cmr_BQE, is_valid_BQ)]
+    groups = list(zip(*(x.split(_TOGETHER) for x in (ecg_BQE, cmr_BQE, is_valid_BQ))))
     if len(groups) == 1: return _sum_over_participants(*groups[0], temperature, target_concentration)/max(count, 1),count
     sums = [checkpoint(_sum_over_participants, *g, temperature, target_concentration, use_reentrant=False, preserve_rng_state=False) for g in groups]
     return torch.stack(sums).sum()/max(count, 1),count

@@ -176,14 +176,14 @@ def process_rates(
         with socket.socket() as s:
             s.bind(("localhost", 0))
             port = s.getsockname()[1]
-        shared = dict(OMP_NUM_THREADS=str(max(1, threads//n)), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="rates", GROUP_RANK="0", STEPS=str(steps))
-        said = _children("_rate_of_process", replace(cfg, devices=n, data=str(Path(data).resolve())), [shared | dict(RANK=str(k), LOCAL_RANK=str(k)) for k in range(n)])
+        shared = dict(OMP_NUM_THREADS=str(max(1, threads//n)), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="rates", GROUP_RANK="0")
+        said = _children("_rate_of_process", replace(cfg, devices=n, data=str(Path(data).resolve())), [shared | dict(RANK=str(k), LOCAL_RANK=str(k)) for k in range(n)], steps)
         rates.append(float(said[0]))
     return pd.DataFrame(dict(processes=list(processes), threads_each=[max(1, threads//n) for n in processes], pairs_per_s=rates, ratio=[r/rates[0] for r in rates]))
 
-def _rate_of_process(cfg:TrainConfig)->str:
+def _rate_of_process(cfg:TrainConfig, steps:int)->str:
     "What each process does: train some steps, and say how fast."
-    steps,train = int(os.environ["STEPS"]),load_data(cfg.data, cfg, progress=False)[1].split("train")
+    train = load_data(cfg.data, cfg, progress=False)[1].split("train")
     state = _ready_state(cfg, train)
     rank,world,start = state.fabric.global_rank,state.fabric.world_size,0.
     for k,(members,batch) in enumerate(step_batches(cfg, train, rank, world, range(steps+2), state.fabric.device, state.model.ecg_encoder.n_patches)):
@@ -191,11 +191,11 @@ def _rate_of_process(cfg:TrainConfig)->str:
         train_step(state, batch, cfg, 10**6, [""]*len(members))
     return str(steps*len(members)/(time.perf_counter()-start))
 
-def _children(name:str, cfg:TrainConfig, environments:list[dict[str,str]])->list[str]:
+def _children(name:str, cfg:TrainConfig, environments:list[dict[str,str]], *args:int)->list[str]:
     "Call a function of this module with a configuration in processes of their own, all at once, and take what each returns."
     with TemporaryDirectory() as scratch:
         save_config(cfg, path := Path(scratch)/"config.json")
-        code = f"from ptacl.config import load_config; from ptacl.throughput import {name}; print({name}(load_config({str(path)!r})))"
+        code = f"from ptacl.config import load_config; from ptacl.throughput import {name}; print({name}(load_config({str(path)!r}), *{args!r}))"
         started = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=os.environ | e, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for e in environments]
         said = [p.communicate() for p in started]
     for p,(_,err) in zip(started, said):
@@ -232,6 +232,9 @@ def _peak_mb(device:torch.device, forget:bool=False)->float:
     if device.type == "cuda":
         if forget: torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)/1e6
+    if not Path("/proc/self/clear_refs").exists(): # not Linux: nothing is forgotten
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6*(1 if sys.platform == "darwin" else 1024)
     if forget: Path("/proc/self/clear_refs").write_text("5")
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])*1024/1e6
 
