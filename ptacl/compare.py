@@ -259,7 +259,7 @@ def _tasks(tables:Sequence[pd.DataFrame])->dict[str,tuple[Callable,list[str],lis
                 similar_cmr=(mean_statistics, ["distance of found CMRs (SD)"], [chance], column("similar_cmr_sd")), similar_ecg=(mean_statistics, ["distance of found ECGs (SD)"], [chance], column("similar_ecg_sd")),
                 phenotypes=(r2_statistics, ["mean R2", *(f"R2 {p}" for p in names)], [0.]*(1+len(names)), both(names)), conditions=(auroc_statistics, ["mean AUROC", *(f"AUROC {c}" for c in sick)], [.5]*(1+len(sick)), both(sick)))
 
-_UNITS = {"median rank":"rank, 1 = best", "distance of found CMRs (SD)":"SD", "distance of found ECGs (SD)":"SD"}
+_METRIC_UNITS = {"median rank":"rank, 1 = best", "distance of found CMRs (SD)":"SD", "distance of found ECGs (SD)":"SD"}
 
 def comparison_tables(
     cfg:CompareConfig,     # out, methods, seeds, n_boot
@@ -272,7 +272,7 @@ def comparison_tables(
     for task,(statistic,metrics,chance,take) in _tasks([t for runs in cells.values() for t in runs]).items():
         values = {m:[v for v in map(take, runs) if v is not None] for m,runs in cells.items()}
         values = {m:v for m,v in values.items() if v}
-        for m,runs in values.items(): scores.append(score_over_seeds(runs, statistic, metrics, n_boot=cfg.n_boot).assign(task=task, method=m, title=METHODS[m].title, group=METHODS[m].group, chance=chance, unit=[_UNITS.get(x, "") for x in metrics]))
+        for m,runs in values.items(): scores.append(score_over_seeds(runs, statistic, metrics, n_boot=cfg.n_boot).assign(task=task, method=m, title=METHODS[m].title, group=METHODS[m].group, chance=chance, unit=[_METRIC_UNITS.get(x, "") for x in metrics]))
         if reference in values and len(values) > 1: differences.append(compare_methods(values, reference, statistic, metrics, n_boot=cfg.n_boot).assign(task=task))
     budget = [json.loads((_folder(cfg)/c.key/"cell.json").read_text()) | dict(cell=c.key) for c in cells_of(cfg) if (_folder(cfg)/c.key/"cell.json").exists()]
     out = dict(scores=pd.concat(scores, ignore_index=True), differences=pd.concat(differences, ignore_index=True) if differences else pd.DataFrame(),
