@@ -6,10 +6,10 @@ import papermill
 import pytest
 import yaml
 
-from ptacl.compare import CompareConfig, cells_of
+from ptacl.comparison import CompareConfig, cells_of
 from ptacl.config import TrainConfig, field_meanings
 from ptacl.core import BadInput
-from ptacl.evaluate import EvaluateConfig
+from ptacl.evaluation import EvaluateConfig
 from ptacl.experiment import run_notebook
 from ptacl.phantom import SimulateConfig
 from ptacl.pretraining import PretrainConfig
