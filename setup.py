@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["ptacl", "ptacl.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split()+cfg["docs_requirements"].split(), "docs": cfg["docs_requirements"].split()},
     entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

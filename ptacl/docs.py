@@ -10,6 +10,7 @@ __all__ = ['STYLE', 'SPHINX', 'page_of', 'Section', 'read_order', 'Parameter', '
 import argparse
 import ast
 import base64
+import gc
 import html
 import io
 import json
@@ -97,8 +98,8 @@ def symbols_of(
         if isinstance(n, ast.FunctionDef): found.append(_function(n, comments, _owner(n)))
         elif isinstance(n, ast.ClassDef): found.append(_class(n, comments))
         elif isinstance(n, (ast.Assign, ast.AnnAssign)):
-            for t in n.targets if isinstance(n, ast.Assign) else [n.target]:
-                if isinstance(t, ast.Name): found.append(Symbol(t.id, "data", "", _meaning(comments, n.lineno, ()), ()))
+            for t in (t for target in (n.targets if isinstance(n, ast.Assign) else [n.target]) for t in ast.walk(target)):
+                if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store): found.append(Symbol(t.id, "data", "", _meaning(comments, n.lineno, ()), ()))
     return [s for s in found if not any(part.startswith("_") for part in s.name.split("."))]
 
 def _comments(source:str)->dict[int,str]:
@@ -172,7 +173,7 @@ def _table(parameters:Sequence[Parameter])->str:
     "A table of parameters; no column of defaults where there are none."
     if not parameters: return ""
     has = any(p.default for p in parameters)
-    head = ["", "type", *["default"]*has, "meaning"]
+    head = ["name", "type", *["default"]*has, "meaning"]
     rows = [[_code(p.name) if p.name != "returns" else "*returns*", _code(p.type), *[_code(p.default)]*has, _plain(p.meaning)] for p in parameters]
     return "\n".join("| "+" | ".join(r)+" |" for r in (head, ["---"]*len(head), *rows))
 
@@ -234,8 +235,8 @@ def output_text(
         file.with_suffix(suffix).write_bytes(data[kind].encode() if suffix == ".svg" else base64.b64decode(data[kind]))
         return f"```{{image}} {link}{suffix}\n:alt: figure\n:class: output\n```"
     if "text/html" in data:
-        body = re.sub(r"<style scoped>.*?</style>|\s+border=\"1\"|^\s*\n", "", data["text/html"], flags=re.S|re.M)
-        return f"```{{raw}} html\n<div class=\"output table-wrapper\">\n{body}\n</div>\n```"
+        lines = re.sub(r"<style scoped>.*?</style>| border=\"1\"", "", data["text/html"], flags=re.S).splitlines()
+        return "\n".join(["```{raw} html", '<div class="output table-wrapper">', *(l for l in lines if l.strip()), "</div>", "```"])
     if "text/markdown" in data: return data["text/markdown"]
     return f"```{{code-block}} none\n:class: output\n\n{data['text/plain'].rstrip()}\n```" if data.get("text/plain", "").strip() else ""
 
@@ -249,6 +250,7 @@ def page_text(
     base,page = notebook.rpartition("/")[0],site.pages[notebook]
     module = next((d["default_exp"] for _,_,d in cells if "default_exp" in d), "")
     parts,noted = [],False
+    folds = base in ("concepts", "results") or any("parameters" in c["metadata"].get("tags", []) for c,_,_ in cells) # pages that are read for what they say
     for cell,source,said in cells:
         if cell["cell_type"] == "markdown": parts.append(prose(source, site, base))
         if cell["cell_type"] == "markdown" and not noted:
@@ -259,7 +261,7 @@ def page_text(
         code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
         if "parameters" in cell["metadata"].get("tags", []): parts.append(_table(list(_fields(ast.parse(code).body, _comments(code))))); continue
         parts += [prose(entry(s), site, base) for s in symbols_of(code)] if "export" in said else []
-        if said.get("echo") != "false": parts.append(_shown(code, folded="export" in said or not any(c.get("outputs") for c,_,_ in cells)))
+        if said.get("echo") != "false": parts.append(_shown(code, folded="Source" if "export" in said else "Code"*folds))
         if said.get("output") == "false": continue
         names = [f"images/{page.replace('/', '-')}-{cell['id']}-{i}" for i in range(len(cell["outputs"]))]
         parts += [output_text(o, site.source/n, f"/{n}") for o,n in zip(cell["outputs"], names)]
@@ -271,10 +273,10 @@ def _cells(file:Path)->list[tuple[dict,str,dict[str,str]]]:
     sources = ["".join(c["source"]) for c in cells]
     return [(c, s, {k:v.strip() for k,v in re.findall(r"^#\|\s*([\w-]+):?[ \t]*(.*)$", s, re.M)} if c["cell_type"] == "code" else {}) for c,s in zip(cells, sources)]
 
-def _shown(code:str, folded:bool)->str:
-    "Code, behind a line to click on where it is folded."
+def _shown(code:str, folded:str)->str:
+    "Code, behind a word to click on where one is given."
     block = f"~~~~python\n{code}\n~~~~"
-    return f'<details class="source"><summary>Code</summary>\n\n{block}\n\n</details>' if folded else block
+    return f'<details class="source"><summary>{folded}</summary>\n\n{block}\n\n</details>' if folded else block
 
 # %% ../nbs/90_docs.ipynb #6c6ee94d
 def mathml(
@@ -283,7 +285,8 @@ def mathml(
 )->str:            # HTML
     "A formula that needs no script."
     from docutils.utils.math.latex2mathml import tex2mathml
-    return tex2mathml(tex, as_block=is_block)
+    tex = re.sub(r"(\\[td]?frac)(\d)(\w)", r"\1{\2}{\3}", tex) # TeX takes one digit, docutils the whole number
+    return tex2mathml(re.sub(r"([\^_]|\\sqrt)(\d)(?=\d)", r"\1{\2}", tex), as_block=is_block)
 
 # %% ../nbs/90_docs.ipynb #bb0b7859
 def setup(
@@ -345,13 +348,15 @@ STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
 .output table { border-collapse: collapse; font-size: .85em; }
 .output th, .output td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--color-background-border); white-space: nowrap; }
 div.output.highlight-none { margin-top: -.6rem; }
-div.output.highlight-none pre { background: none; border-left: 3px solid var(--color-background-border); padding: .2rem .8rem; }
+div.output.highlight-none pre { white-space: pre-wrap; background: none; border-left: 3px solid var(--color-background-border); padding: .2rem .8rem; }
 details.source { margin: .4rem 0 1.2rem; }
 details.source > summary { cursor: pointer; font-size: .85em; color: var(--color-foreground-muted); }
 .origin { font-size: .85em; color: var(--color-foreground-muted); }
 .origin code, dl.py table code { background: none; border: none; padding: 0; }
 dl.py table.docutils { font-size: .9em; }
-dl.py table.docutils td:nth-child(2) { min-width: 7rem; }
+dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
+math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
+math .cases mtd { text-align: left; }
 math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
 """
 
@@ -381,6 +386,7 @@ def build(
     "Build the site; nothing is executed and nothing is fetched."
     try:
         from sphinx.application import Sphinx
+        from sphinx.util.docutils import docutils_namespace
         import furo, myst_parser
     except ImportError as e: raise BadInput("docs", f"{e.name} is not installed", "pip install -c constraints.txt -e '.[docs]'") from e
     if out.exists() and any(out.iterdir()) and not (out/"searchindex.js").is_file(): raise BadInput(out, "a folder that is no site", "Name another, or an empty one")
@@ -388,8 +394,11 @@ def build(
         source,made,said = Path(folder)/"source",Path(folder)/"site",io.StringIO()
         source.mkdir()
         write_sources(root, source)
-        app = Sphinx(source, None, made, Path(folder)/"doctrees", "html", SPHINX, status=io.StringIO(), warning=said, warningiserror=True)
-        app.build(force_all=True)
+        gc.disable() # a quarter of the time went into looking for garbage
+        with docutils_namespace(): # so that it can be called again in the same process
+            app = Sphinx(source, None, made, Path(folder)/"doctrees", "html", SPHINX, status=io.StringIO(), warning=said, warningiserror=True)
+            try: app.build(force_all=True)
+            finally: gc.enable()
         for extra in (".buildinfo", "objects.inv"): (made/extra).unlink(missing_ok=True)
         warnings = [re.sub(r"\x1b\[[0-9;]*m", "", l).replace(f"{source}/", "") for l in said.getvalue().splitlines() if l.strip()]
         problems = warnings+problems_of(made)
@@ -402,7 +411,7 @@ def build(
 SPHINX = dict(project="ptacl", html_title="ptacl", extensions=["myst_parser", "ptacl.docs"], html_theme="furo", html_math_renderer="mathml", language="en",
     myst_enable_extensions=["attrs_inline", "colon_fence", "dollarmath"], myst_heading_anchors=4, suppress_warnings=["myst.header"], myst_links_external_new_tab=False, toc_object_entries_show_parents="hide",
     python_maximum_signature_line_length=88, add_module_names=False, html_static_path=["_static"], html_css_files=["ptacl.css"], html_copy_source=False, html_show_sourcelink=False,
-    html_show_search_summary=False, html_show_sphinx=False, html_use_index=True, pygments_style="friendly", html_theme_options={"navigation_with_keys": True}) # of Sphinx, MyST and furo
+    html_show_search_summary=False, html_show_sphinx=False, html_use_index=True, highlight_language="none", pygments_style="friendly", html_theme_options={"navigation_with_keys": True}) # of Sphinx, MyST and furo
 
 # %% ../nbs/90_docs.ipynb #4172dc4b
 def main(

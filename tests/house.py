@@ -103,7 +103,7 @@ class Notebook:
     @property
     def kind(self) -> str:
         "library | tutorial | results | experiment | index, from the place and name alone."
-        if self.path.parent.name == "tutorials": return "tutorial"
+        if self.path.parent.name in ("tutorials", "concepts"): return "tutorial"
         if self.path.parent.name == "results": return "results"
         if self.path.stem == "index": return "index"
         return "library" if self.number is not None else "experiment"
@@ -141,7 +141,7 @@ def rule(check):
 
 @rule
 def file_name(nb: Notebook) -> Iterator[str]:
-    "NN_name (library), tutorials/NN_verb_object (tutorial), results/object_measurement (results), one lower-case word (experiment); no keyword."
+    "NN_name (library), tutorials/NN_verb_object and concepts/NN_the_thing (tutorial), results/object_measurement (results), one lower-case word (experiment); no keyword."
     want = {"library": r"\d\d_[a-z][a-z0-9_]*", "tutorial": r"\d\d_[a-z0-9]+(_[a-z0-9]+)+", "results": r"[a-z]+(_[a-z0-9]+)+"}.get(nb.kind, r"[a-z]+")
     if not re.fullmatch(want, nb.path.stem): yield f"a {nb.kind} notebook's name must match {want}"
     if keyword.iskeyword(nb.module): yield f"{nb.module} is a Python keyword: no module can be called so"
@@ -232,9 +232,9 @@ def imports_from_lower(nb: Notebook) -> Iterator[str]:
 
 @rule
 def imports_declared(nb: Notebook) -> Iterator[str]:
-    "What users run (exported cells, experiments) imports only the standard library and settings.ini's requirements."
+    "What users run (exported cells, experiments) imports only the standard library and settings.ini's requirements, or the extra of the module's name."
     if nb.kind not in ("library", "experiment"): return
-    declared = requirements(nb.root, "requirements")
+    declared = requirements(nb.root, "requirements")|requirements(nb.root, f"{nb.module}_requirements") # an extra is named after the module that needs it
     known = {re.sub(r"[-_.]+", "-", d).lower() for d in declared} | {"ipython"} # ipykernel brings IPython
     distributions = packages_distributions()
     for c in (nb.exports if nb.kind == "library" else nb.code):
@@ -248,7 +248,7 @@ def requirements(root: Path, key: str) -> dict[str, str]:
     "A list of settings.ini: distribution -> version specifier."
     config = configparser.ConfigParser(delimiters=["="], interpolation=None)
     config.read(root/"settings.ini", encoding="utf-8")
-    found = [re.match(r"([\w.-]+)(.*)", r) for r in config["DEFAULT"][key].split()]
+    found = [re.match(r"([\w.-]+)(.*)", r) for r in config["DEFAULT"].get(key, "").split()]
     return {m[1]: m[2] for m in found}
 
 
