@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["ptacl", "ptacl.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ["dev", *cfg["extras"].split()]},
+    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"], "console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )
