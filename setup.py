@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in cfg["extras"].split()} # authors get all of them
 
 setup(
     name=cfg["lib_name"],
@@ -20,7 +21,7 @@ setup(
     packages=find_packages(include=["ptacl", "ptacl.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()+cfg["docs_requirements"].split(), "docs": cfg["docs_requirements"].split()},
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    extras_require=extras | {"dev": cfg["dev_requirements"].split() + [r for needed in extras.values() for r in needed]},
+    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"], "console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -92,6 +92,21 @@ def strip_summary(
         return torch.cat([slope_autocorrelation(slope_BT, LAGS), beat_BLK.flatten(1)], dim=1)
 
 # %% ../nbs/21_encoder_ecg.ipynb #5efa0f98
+def _name_as_saved(encoder:nn.Module, weights:dict[str,Tensor], prefix:str, metadata:object)->None:
+    "Files call the map of a patch `embed`; the attribute cannot be called so, since `ptacl.embed` gives the class a method of that name."
+    for k in ("weight", "bias"): weights[f"{prefix}embed.{k}"] = weights.pop(f"{prefix}from_patch.{k}")
+
+def _name_as_held(encoder:nn.Module, weights:dict[str,Tensor], prefix:str, *rest:object)->None:
+    "The way back."
+    for k in ("weight", "bias"):
+        if f"{prefix}embed.{k}" in weights: weights[f"{prefix}from_patch.{k}"] = weights.pop(f"{prefix}embed.{k}")
+
+def _lead_and_time(n_leads:int, n_columns:int, dim:int)->Tensor:
+    "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
+    lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.1*sincos_positions(n_columns, dim//2)
+    return torch.cat([lead_LD.repeat_interleave(n_columns, 0), time_PD.repeat(n_leads, 1)], dim=1)
+
+# %% ../nbs/21_encoder_ecg.ipynb #dbc33126
 class ECGEncoder(Saved, nn.Module):
     "Vision transformer over patches of one lead and `patch` samples, with a CLS token."
     part = "ecg_encoder" # its name in a system
@@ -117,12 +132,13 @@ class ECGEncoder(Saved, nn.Module):
         if summary and patch%5: raise BadInput("ECGEncoder", f"patches of {patch} samples have no whole fifths", "Set summary to False or change the patch")
         self.n_leads,self.n_columns,self.patch,self.dim,self.pool = n_leads,n_samples//patch,patch,dim,pool
         self.n_patches = self.n_leads*self.n_columns
-        self.embed = nn.Linear(patch, dim)
+        self.from_patch = nn.Linear(patch, dim)
         self.cls_11D = nn.Parameter(torch.randn(1, 1, dim)*0.02)
         self.position_1ND = nn.Parameter(_lead_and_time(n_leads, self.n_columns, dim)[None])
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio, dropout=dropout, norm_eps=norm_eps) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.summary = nn.Linear(LAGS+n_leads*(BEFORE+AFTER), dim) if summary else None
+        self.register_state_dict_post_hook(_name_as_saved), self.register_load_state_dict_pre_hook(_name_as_held)
 
     def forward(self,
         signal_BLT:Tensor,           # normalised ECG, (B, L, T)
@@ -134,7 +150,8 @@ class ECGEncoder(Saved, nn.Module):
         if (L, T) != (self.n_leads, self.n_columns*self.patch):
             raise BadInput("ECGEncoder", f"the window is {L} leads x {T} samples", f"Give {self.n_leads} x {self.n_columns*self.patch}")
         patches,position_BND = signal_BLT.reshape(B, -1, self.patch),self.position_1ND.expand(B, -1, -1)
-        is_valid_BN = None if lead_ok_BL is None or bool(lead_ok_BL.all()) else lead_ok_BL.repeat_interleave(self.n_columns, dim=1)
+        all_good = lead_ok_BL is None or (not torch.compiler.is_exporting() and bool(lead_ok_BL.all())) # an exported graph cannot branch on a value
+        is_valid_BN = None if all_good else lead_ok_BL.repeat_interleave(self.n_columns, dim=1)
         if kept_BN is not None:
             patches,position_BND = (torch.take_along_dim(x, kept_BN[..., None], dim=1) for x in (patches, position_BND))
             if is_valid_BN is not None: is_valid_BN = is_valid_BN.gather(1, kept_BN)
@@ -143,15 +160,10 @@ class ECGEncoder(Saved, nn.Module):
             seen_BN = torch.ones_like(patches[..., 0]) if is_valid_BN is None else is_valid_BN.to(patches.dtype)
             if kept_BN is not None: seen_BN = seen_BN.new_zeros(B, self.n_patches).scatter(1, kept_BN, seen_BN)
             cls_B1D = cls_B1D+self.summary(strip_summary(signal_BLT, seen_BN.view(B, L, -1)))[:, None]
-        x_BND = torch.cat([cls_B1D, self.embed(patches)+position_BND], dim=1)
+        x_BND = torch.cat([cls_B1D, self.from_patch(patches)+position_BND], dim=1)
         if is_valid_BN is not None: is_valid_BN = torch.cat([is_valid_BN.new_ones(B, 1), is_valid_BN], dim=1)
         for block in self.blocks: x_BND = block(x_BND, is_valid_BN)
         tokens_BND = self.norm(x_BND[:, 1:])
         if self.pool == "cls": return tokens_BND,self.norm(x_BND[:, 0])
         share_BN1 = torch.ones_like(x_BND[:, 1:, :1]) if is_valid_BN is None else is_valid_BN[:, 1:, None].to(x_BND.dtype)
         return tokens_BND,self.norm((x_BND[:, 1:]*share_BN1).sum(1)/share_BN1.sum(1).clamp(min=1))
-
-def _lead_and_time(n_leads:int, n_columns:int, dim:int)->Tensor:
-    "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
-    lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.1*sincos_positions(n_columns, dim//2)
-    return torch.cat([lead_LD.repeat_interleave(n_columns, 0), time_PD.repeat(n_leads, 1)], dim=1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['in_turns', 'step_shares', 'loop_rates', 'step_rates', 'local_share', 'hot_spots', 'process_rates', 'batch_memory',
-           'bytes_per_step']
+           'embedding_rates', 'bytes_per_step']
 
 # %% ../nbs/88_throughput.ipynb #e539cd2e
 import os
@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,10 @@ import torch
 from torch import Tensor
 from .config import TrainConfig, save_config
 from .core import BadInput
+from .ecg import read_ecg
+from .embed import ecg_windows, embed
 from .loss_global import info_nce
+from .model import ecg_encoder_from_config
 from .objective import objective
 from .pairs import Pairs, load_data
 from .systems import build_system
@@ -237,6 +240,32 @@ def _peak_mb(device:torch.device, forget:bool=False)->float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6*(1 if sys.platform == "darwin" else 1024)
     if forget: Path("/proc/self/clear_refs").write_text("5")
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])*1024/1e6
+
+# %% ../nbs/88_throughput.ipynb #4058d2e9
+def embedding_rates(
+    presets:Sequence[str], # tiny, small, paper
+    cfg:TrainConfig,       # how ECGs are prepared: fs, mains_hz, window_s
+    files:Sequence[Path],  # ECG files
+    turns:int,             # how often each is timed
+    batch_size:int=64,     # windows that go through the encoder at once
+)->pd.DataFrame:           # preset, weights in millions, ECGs per second of the encoder alone, of reading alone, from files
+    "Throughput of embedding, from memory and from files."
+    how = dict(fs=cfg.fs, mains_hz=cfg.mains_hz, window_s=cfg.window_s, mean_mv=[0.]*12, sd_mv=[.25]*12)
+    windows = [ecg_windows(read_ecg(f), how) for f in files]
+    signal_BLT,ok_BL = torch.from_numpy(np.concatenate([w for w,_ in windows])),torch.from_numpy(np.stack([ok for _,ok in windows]))
+    reading = lambda: [ecg_windows(read_ecg(f), how) for f in files]
+    rows = []
+    for preset in presets:
+        torch.manual_seed(cfg.seed)
+        encoder = ecg_encoder_from_config(replace(cfg, preset=preset)).eval()
+        encoder.preparation = how
+        def alone(encoder=encoder)->None:
+            "The network, on windows in memory."
+            with torch.no_grad():
+                for part_BLT,part_BL in zip(signal_BLT.split(batch_size), ok_BL.split(batch_size)): encoder(part_BLT, part_BL)
+        seconds = in_turns(dict(encoder=alone, reading=reading, files=lambda encoder=encoder: embed(encoder, files, batch_size=batch_size)), turns)
+        rows.append(dict(preset=preset, million_weights=sum(p.numel() for p in encoder.parameters())/1e6)|{f"{k}_per_s":len(files)/statistics.median(v) for k,v in seconds.items()})
+    return pd.DataFrame(rows)
 
 # %% ../nbs/88_throughput.ipynb #6a90da2f
 def bytes_per_step(

@@ -102,6 +102,7 @@ class Saved:
     part: str = "" # name of the attribute that holds it in a system
     settings: Mapping[str,object] = {} # argument -> value
     preparation: Mapping[str,object] = {} # how its input was prepared, {} = not said
+    source: Path|None = None # the folder it was read from, where what belongs to it lies; None = made here
 
     def described(self)->dict[str,object]: # JSON-able
         "Architecture, settings and preparation."
@@ -118,9 +119,10 @@ class Saved:
         source:str|Path, # a folder that an encoder was saved to, a run's folder, or owner/name on the hub
     )->"Saved":          # the encoder in evaluation mode
         "Read this kind of encoder, alone or out of a whole system."
-        weights,settings = read_part(source, cls.part, cls.__name__)
+        folder = model_folder(source)
+        weights,settings = read_part(folder, cls.part, cls.__name__)
         preparation = settings.pop("preparation", {})
         try: encoder = cls(**settings)
         except TypeError as e: raise BadInput(source, f"its settings do not fit the {cls.__name__} of this version ({e})", "Read it with the version of ptacl that wrote it") from e
-        encoder.preparation = preparation
+        encoder.preparation,encoder.source = preparation,folder
         return fit_weights(encoder, weights, source).eval()

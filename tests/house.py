@@ -232,17 +232,19 @@ def imports_from_lower(nb: Notebook) -> Iterator[str]:
 
 @rule
 def imports_declared(nb: Notebook) -> Iterator[str]:
-    "What users run (exported cells, experiments) imports only the standard library and settings.ini's requirements, or the extra of the module's name."
+    "What users run (exported cells, experiments) imports only the standard library and settings.ini's requirements; what belongs to an extra, only within a function."
     if nb.kind not in ("library", "experiment"): return
-    declared = requirements(nb.root, "requirements")|requirements(nb.root, f"{nb.module}_requirements") # an extra is named after the module that needs it
-    known = {re.sub(r"[-_.]+", "-", d).lower() for d in declared} | {"ipython"} # ipykernel brings IPython
+    plain = lambda names: {re.sub(r"[-_.]+", "-", n).lower() for n in names}
+    known = plain(requirements(nb.root, "requirements")) | {"ipython"} # ipykernel brings IPython
+    optional = plain(n for extra in requirements(nb.root, "extras") for n in requirements(nb.root, f"{extra}_requirements"))
     distributions = packages_distributions()
     for c in (nb.exports if nb.kind == "library" else nb.code):
+        on_top = [m for n in c.tree.body if is_import(n) for m, _ in imports_of(n)]
         for module, _ in imports_of(c.tree):
             top = module.split(".")[0]
             if top in sys.stdlib_module_names or top == "ptacl": continue
-            owners = {re.sub(r"[-_.]+", "-", d).lower() for d in distributions.get(top, [top])}
-            if not owners & known: yield f"{c}: {top} is not among the requirements of settings.ini"
+            owners = plain(distributions.get(top, [top]))
+            if not owners & (known if module in on_top else known | optional): yield f"{c}: {top} is not among the requirements of settings.ini"
 
 def requirements(root: Path, key: str) -> dict[str, str]:
     "A list of settings.ini: distribution -> version specifier."

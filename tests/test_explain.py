@@ -89,7 +89,7 @@ def test_the_check_tells_maps_of_the_model_from_maps_of_the_picture(prepared):
     blind = lambda m, b: gradient_times_input(model, b)  # asks another model than it is given
     assert not sanity_check(blind, model, batch, n_shuffles=1).passes.any()
     assert sanity_check(gradient_times_input, model, batch, n_shuffles=2).passes.all()
-    assert not torch.equal(shuffled_weights(model, 1).ecg_encoder.embed.weight, shuffled_weights(model, 2).ecg_encoder.embed.weight)
+    assert not torch.equal(shuffled_weights(model, 1).ecg_encoder.from_patch.weight, shuffled_weights(model, 2).ecg_encoder.from_patch.weight)
 
 
 def test_plots_have_units(prepared):

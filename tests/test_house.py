@@ -93,7 +93,7 @@ def test_readme_names_the_commands():
     assert "papermill nbs/train.ipynb" in found["train"] and "constraints.txt" in found["train"], found
 
 
-@pytest.mark.parametrize("key", ["requirements", "dev_requirements"])
+@pytest.mark.parametrize("key", ["requirements", "dev_requirements", *(f"{extra}_requirements" for extra in house.requirements(ROOT, "extras"))])
 def test_constraints_pin_every_requirement(key):
     "constraints.txt has one version for each requirement, inside its range."
     pins = dict(l.split("==") for l in (ROOT/"constraints.txt").read_text().splitlines() if l and not l.startswith("#"))
