@@ -92,15 +92,6 @@ def strip_summary(
         return torch.cat([slope_autocorrelation(slope_BT, LAGS), beat_BLK.flatten(1)], dim=1)
 
 # %% ../nbs/21_encoder_ecg.ipynb #5efa0f98
-def _name_as_saved(encoder:nn.Module, weights:dict[str,Tensor], prefix:str, metadata:object)->None:
-    "Files call the map of a patch `embed`; the attribute cannot be called so, since `ptacl.embed` gives the class a method of that name."
-    for k in ("weight", "bias"): weights[f"{prefix}embed.{k}"] = weights.pop(f"{prefix}from_patch.{k}")
-
-def _name_as_held(encoder:nn.Module, weights:dict[str,Tensor], prefix:str, *rest:object)->None:
-    "The way back."
-    for k in ("weight", "bias"):
-        if f"{prefix}embed.{k}" in weights: weights[f"{prefix}from_patch.{k}"] = weights.pop(f"{prefix}embed.{k}")
-
 def _lead_and_time(n_leads:int, n_columns:int, dim:int)->Tensor:
     "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
     lead_LD,time_PD = 0.5*torch.randn(n_leads, dim//2),0.1*sincos_positions(n_columns, dim//2)
@@ -138,7 +129,6 @@ class ECGEncoder(Saved, nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio, dropout=dropout, norm_eps=norm_eps) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.summary = nn.Linear(LAGS+n_leads*(BEFORE+AFTER), dim) if summary else None
-        self.register_state_dict_post_hook(_name_as_saved), self.register_load_state_dict_pre_hook(_name_as_held)
 
     def forward(self,
         signal_BLT:Tensor,           # normalised ECG, (B, L, T)

@@ -54,7 +54,7 @@ def encoder_from_weights(
     n,over = divmod(position_1ND.shape[1]-1, n_leads)
     if over or not n: raise BadInput(source, f"{position_1ND.shape[1]-1} patches are no whole number of columns of {n_leads} leads", "Check that the encoder has a CLS token and 12 leads")
     if D%heads: raise BadInput(source, f"the width {D} is not a multiple of {heads} heads", "Give the number of heads it was trained with")
-    ours |= {"embed.weight":patch_DCHW.reshape(D, S), "position_1ND":position_1ND[:, 1:], "cls_11D":ours.pop("cls")+position_1ND[:, :1]}
+    ours |= {"from_patch.weight":patch_DCHW.reshape(D, S), "position_1ND":position_1ND[:, 1:], "cls_11D":ours.pop("cls")+position_1ND[:, :1]}
     encoder = ECGEncoder(n*S, dim=D, depth=depth, heads=heads, n_leads=n_leads, patch=S, mlp_ratio=ours["blocks.0.mlp.0.weight"].shape[0]/D, norm_eps=norm_eps, pool=pool)
     return fit_weights(encoder, {k:v.float() for k,v in ours.items()}, source).eval()
 
@@ -63,7 +63,7 @@ _VITMAE_BLOCK = {"attention.attention.query.weight":"q", "attention.attention.ke
     "attention.output.dense.weight":"attention.out.weight", "attention.output.dense.bias":"attention.out.bias", "layerscale.layerscale_c":"scale_attention",
     "intermediate.dense.weight":"mlp.0.weight", "intermediate.dense.bias":"mlp.0.bias", "output.dense.weight":"mlp.2.weight", "output.dense.bias":"mlp.2.bias", "output.layerscale.layerscale_c":"scale_mlp",
     "layernorm_before.weight":"norm1.weight", "layernorm_before.bias":"norm1.bias", "layernorm_after.weight":"norm2.weight", "layernorm_after.bias":"norm2.bias"}
-VITMAE_NAMES = {"embeddings.cls_token":"cls", "embeddings.position_embeddings":"position", "embeddings.patch_embeddings.projection.weight":"patch", "embeddings.patch_embeddings.projection.bias":"embed.bias",
+VITMAE_NAMES = {"embeddings.cls_token":"cls", "embeddings.position_embeddings":"position", "embeddings.patch_embeddings.projection.weight":"patch", "embeddings.patch_embeddings.projection.bias":"from_patch.bias",
     "layernorm.weight":"norm.weight", "layernorm.bias":"norm.bias"}|{f"encoder.layer.{{}}.{k}":f"blocks.{{}}.{v}" for k,v in _VITMAE_BLOCK.items()} # published -> ours, or what is folded into ours
 
 def vitmae_weights(
@@ -99,7 +99,7 @@ def vitmae_encoder(
 # %% ../nbs/29_interchange.ipynb #f87ccf89
 _TIMM_BLOCK = {"norm1.weight":"norm1.weight", "norm1.bias":"norm1.bias", "attn.qkv.weight":"attention.qkv.weight", "attn.qkv.bias":"attention.qkv.bias", "attn.proj.weight":"attention.out.weight", "attn.proj.bias":"attention.out.bias",
     "norm2.weight":"norm2.weight", "norm2.bias":"norm2.bias", "mlp.fc1.weight":"mlp.0.weight", "mlp.fc1.bias":"mlp.0.bias", "mlp.fc2.weight":"mlp.2.weight", "mlp.fc2.bias":"mlp.2.bias"}
-TIMM_NAMES = {"cls_token":"cls", "pos_embed":"position", "patch_embed.proj.weight":"patch", "patch_embed.proj.bias":"embed.bias", "norm.weight":"norm.weight", "norm.bias":"norm.bias",
+TIMM_NAMES = {"cls_token":"cls", "pos_embed":"position", "patch_embed.proj.weight":"patch", "patch_embed.proj.bias":"from_patch.bias", "norm.weight":"norm.weight", "norm.bias":"norm.bias",
     "fc_norm.weight":"fc_norm.weight", "fc_norm.bias":"fc_norm.bias", "head.weight":"head.weight", "head.bias":"head.bias"}|{f"blocks.{{}}.{k}":f"blocks.{{}}.{v}" for k,v in _TIMM_BLOCK.items()} # published -> ours, or what is chosen from or left out
 
 def timm_weights(
