@@ -151,7 +151,7 @@ def lines_html(
     percent_K:np.ndarray, # places of the lines, % of the width, (K,)
 )->str:                   # an element that fills the box it is laid over and lets clicks through
     "Upright lines over a picture."
-    line = "position:absolute;top:4%;bottom:7%;width:2px;margin-left:-1px;background:{};left:{:.2f}%"
+    line = "position:absolute;top:4%;bottom:7%;width:2px;margin-left:-1px;opacity:0.75;background:{};left:{:.2f}%"
     inside = "".join(f'<div style="{line.format(COLOURS["vermillion"], p)}"></div>' for p in percent_K)
     return f'<div class="ptacl-lines" style="position:absolute;inset:0;pointer-events:none">{inside}</div>'
 
@@ -189,8 +189,8 @@ def hearts_table(
     near,own_rank = nearest_of(explored, row, question, k)
     rows,table = [row, *near.row],explored.pairs.table
     own = "the own CMR" if question == "ecg_cmr" else "this participant"
-    heads = [f"<b>{escape(explored.ids[row])}</b><br>{own}"+("" if own_rank is None else f", found at {own_rank} of {len(explored.ids)}")]
-    heads += [f"<b>{n}. {escape(explored.ids[r])}</b><br>{'own, ' if mine else ''}similarity {s:.2f}" for n,r,s,mine in zip(near["rank"], near.row, near.similarity, near.is_own)]
+    heads = [f"<b style=\"white-space:nowrap\">{escape(explored.ids[row])}</b><br>{own}"+("" if own_rank is None else f", at place {own_rank} of {len(explored.ids)}")]
+    heads += [f"<b style=\"white-space:nowrap\">{n}. {escape(explored.ids[r])}</b><br>{'own, ' if mine else ''}similarity {s:.2f}" for n,r,s,mine in zip(near["rank"], near.row, near.similarity, near.is_own)]
     frames = [base64.b64encode(_picture(explored.pairs.cine_PFHW[int(r)][0])).decode() for r in rows]
     mark = [f"border:2px solid {COLOURS['vermillion'] if r == row else 'transparent'}" for r in rows]
     cell = "padding:2px 8px;text-align:center;font-weight:normal;line-height:1.35;vertical-align:middle"

@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 from PIL import Image
 from .core import BadInput
@@ -287,7 +288,7 @@ def _draw_heart(ax:Axes, x:float, y:float, tile_mm:float, images_QHW:np.ndarray,
     dark,bright = np.percentile(images_QHW, [0.5, 99.5])
     for q,name in enumerate(("ED", "ES")):
         ax.imshow(images_QHW[q], cmap="gray", vmin=dark, vmax=bright, extent=(x+q*tile_mm, x+(q+1)*tile_mm, y+height, y), interpolation="nearest", gid=name)
-        ax.text(x+q*tile_mm+1, y+1, name, color="white", fontsize=7, va="top")
+        ax.text(x+q*tile_mm+1, y+1, name, color="white", fontsize=7, va="top", path_effects=[withStroke(linewidth=1.6, foreground="black")])
     return height
 
 # %% ../nbs/63_plot_motion.ipynb #d871321d
@@ -312,7 +313,7 @@ def plot_gallery(
         if name not in participants: raise BadInput("participants", f"no column `{name}`", "Take the phenotypes of `units` from the cohort's table.")
     own = str(participants.participant_id.iloc[0])
     paper = plot_ecg(signal_LT, fs, lead_names).get_size_inches()*25.4
-    aspect,left,gap = images_KQHW.shape[-1]*spacing_mm[2]/(images_KQHW.shape[-2]*spacing_mm[1]),30.,3.
+    aspect,left,gap = images_KQHW.shape[-1]*spacing_mm[2]/(images_KQHW.shape[-2]*spacing_mm[1]),max([30., *(6+1.75*len(f"{n}, {u}") for n,u in units.items())]),3.
     tile = float(np.clip(((paper[0]-left)/len(participants)-gap)/2, 17, 26))
     below,width = 12+tile/aspect+4.5*len(units)+3,max(paper[0], left+len(participants)*(2*tile+gap))
     height = paper[1]+below
@@ -320,7 +321,7 @@ def plot_gallery(
     plot_ecg(signal_LT, fs, lead_names, r_peaks=r_peaks, lead_ok_L=lead_ok_L, title=f"the ECG of {own}", ax=fig.add_axes((0, below/height, paper[0]/width, paper[1]/height)))
     ax = fig.add_axes((0, 0, 1, below/height))
     ax.set_axis_off()
-    place = "" if own_rank is None else f"found at {own_rank}"+(f" of {n_gallery}" if n_gallery else "")
+    place = "" if own_rank is None else f"at place {own_rank}"+(f" of {n_gallery}" if n_gallery else "")
     heads = [(own+", own heart", place, True)]+[(f"{r.rank}. {name}"+(", own" if r.is_own else ""), f"similarity {r.similarity:.2f}", r.is_own) for r,name in zip(found.itertuples(), participants.participant_id.iloc[1:])]
     for i,(head,said,is_own) in enumerate(heads):
         x = left+i*(2*tile+gap)
