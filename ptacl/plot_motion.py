@@ -252,7 +252,8 @@ def plot_cavity_polar(
     for f,name,style in ((ed_frame, "ED", "-"), (es_frame, "ES", "--")): ax.plot(angle_A, closed_FA[f], style, color=COLOURS["black"], linewidth=1.8, label=f"{name}, phase {phase_F[f]:.2f}", gid=name)
     ax.set_rlim(0, 1.08*np.nanmax(radius_FA))
     ax.tick_params(labelsize=8)
-    ax.set_rgrids(np.arange(10, np.nanmax(radius_FA)+1, 10), angle=22, fontweight="bold")
+    ax.set_rgrids(np.arange(10, np.nanmax(radius_FA)+1, 10), angle=22, fontweight="bold", path_effects=[withStroke(linewidth=2.5, foreground="white")])
+    ax.set_axisbelow(False)   # the numbers over the outlines
     ax.set_title("outline of the cavity, mm from its centre", fontsize=9, fontweight="bold")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     mesh = flat.pcolormesh(np.degrees(angle_A[:-1]), phase_F, radius_FA, cmap="cividis", shading="nearest")
