@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'PHASE_CMAP', 'MM_PER_S', 'MM_PER_MV', 'new_figure', 'plot_ecg', 'plot_cine_strip', 'plot_pair',
-           'plot_curves', 'plot_phase_similarity', 'plot_retrieval', 'plot_probe', 'plot_phenotype_retrieval']
+           'finish_axes', 'draw_curve', 'plot_curves', 'plot_phase_similarity', 'plot_retrieval', 'plot_probe',
+           'plot_phenotype_retrieval']
 
 # %% ../nbs/60_plot.ipynb #aad100ec
 import io
@@ -308,7 +309,12 @@ def plot_pair(
     return fig
 
 # %% ../nbs/60_plot.ipynb #a88dbb76
-def _finish(ax:Axes, title:str, xlabel:str, ylabel:str)->None:
+def finish_axes(
+    ax:Axes,    # is changed
+    title:str,  # above, on the left
+    xlabel:str, # with its unit
+    ylabel:str, # with its unit
+)->None:        # nothing
     "Titles, labels with units and a quiet frame."
     ax.set_title(title, fontsize=9, loc="left", fontweight="bold")
     ax.set_xlabel(xlabel, fontsize=8.5)
@@ -319,6 +325,7 @@ def _finish(ax:Axes, title:str, xlabel:str, ylabel:str)->None:
     for side in ("top", "right"): ax.spines[side].set_visible(False)
     for side in ("left", "bottom"): ax.spines[side].set_color(COLOURS["grey"])
 
+# %% ../nbs/60_plot.ipynb #523bc8f8
 def _note(ax:Axes, text:str)->None:
     "A line of small print under the title, above the axes' upper right corner."
     ax.annotate(text, (1, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8, ha="right", va="bottom",
@@ -328,7 +335,13 @@ def _has(log:pd.DataFrame, column:str)->bool:
     "Whether the log holds any number in this column."
     return column in log and bool(log[column].notna().any())
 
-def _draw_curve(ax:Axes, log:pd.DataFrame, column:str, chance:float|None, chance_name:str)->None:
+def draw_curve(
+    ax:Axes,            # axes to draw in
+    log:pd.DataFrame,   # columns step, `column`, and `val_` + column where there are held-out values; NaN = none
+    column:str,         # what to draw
+    chance:float|None,  # level of guessing, in the column's unit; None = no line
+    chance_name:str,    # what it is called, such as ln 16
+)->None:                # nothing
     "Training steps, their running mean, held-out points, and the chance level with the distance to it."
     steps = log[["step", column]].dropna()
     if column == "lr":
@@ -344,7 +357,7 @@ def _draw_curve(ax:Axes, log:pd.DataFrame, column:str, chance:float|None, chance
     last,who = (held.iloc[-1, 1], "held out") if held is not None else (steps.iloc[-1, 1], "training")
     _note(ax, f"{who} {last:.2f}, {abs(chance-last):.2f} {'below' if last < chance else 'above'} {chance_name} = {chance:.2f}")
 
-# %% ../nbs/60_plot.ipynb #02d331ec
+# %% ../nbs/60_plot.ipynb #01d2a83e
 def plot_curves(
     log:pd.DataFrame,               # a row a logged step: step, loss, loss_global, loss_local, lr, batch_size; held out: val_...; NaN = none
     n_bins:int|None=None,           # phase bins of the local loss, for its chance level; None = no line
@@ -365,8 +378,8 @@ def plot_curves(
     axes = fig.subplots(n_rows, min(2, len(panels)), squeeze=False).ravel()
     for ax in axes[len(panels):]: ax.set_axis_off()
     for ax,(column,title,chance,name) in zip(axes, panels):
-        _draw_curve(ax, log, column, chance, name)
-        _finish(ax, title, "optimiser step", "learning rate" if column == "lr" else "nats")
+        draw_curve(ax, log, column, chance, name)
+        finish_axes(ax, title, "optimiser step", "learning rate" if column == "lr" else "nats")
         if column == "lr":
             ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
             ax.yaxis.get_offset_text().set_fontsize(8)
@@ -379,12 +392,10 @@ def _edges(centre_K:np.ndarray)->np.ndarray:
     middle = (centre_K[1:]+centre_K[:-1])/2
     return np.concatenate([[2*centre_K[0]-middle[0]], middle, [2*centre_K[-1]-middle[-1]]])
 
-def _phase_axis(ax:Axes, which:str, es_phase:float|None)->None:
-    "Ticks of a phase axis: numbers, R at 0 and 1, ES where it is."
-    at = [p for p in (0, 0.2, 0.4, 0.6, 0.8, 1) if es_phase is None or abs(p-es_phase) > 0.06]
-    ticks = [*at, *([] if es_phase is None else [es_phase])]
-    labels = ["R" if p in (0, 1) else f"{p:g}" for p in at]+([] if es_phase is None else ["ES"])
-    ax.set(**{f"{which}ticks": ticks, f"{which}ticklabels": labels})
+def _phase_axis(ax:Axes, which:str, marks:dict[str,float])->None:
+    "Ticks of a phase axis: numbers, R at 0 and 1, and what is marked where it is."
+    at = [p for p in (0, 0.2, 0.4, 0.6, 0.8, 1) if all(abs(p-m) > 0.06 for m in marks.values())]
+    ax.set(**{f"{which}ticks": [*at, *marks.values()], f"{which}ticklabels": ["R" if p in (0, 1) else f"{p:g}" for p in at]+list(marks)})
 
 def _similarity_axes(fig:Figure|SubFigure, beat:bool, area:bool)->tuple[Axes,Axes|None,Axes|None,Axes]:
     "Axes for the matrix, and around it for the beat, the area and the colour bar."
@@ -404,11 +415,13 @@ def _draw_beside(beat:Axes|None, top:Axes|None, lead_T:np.ndarray|None, phase_T:
         top.set_ylabel("cavity, cm²", fontsize=8.5)
         top.tick_params(labelbottom=False)
 
-def _label_phases(ax:Axes, beat:Axes|None, top:Axes|None, es_phase:float|None)->None:
-    "Ticks and names of the two phase axes, and end-systole on all panels."
-    for which in "xy": _phase_axis(ax, which, es_phase)
-    lines = [] if es_phase is None else [(a.axvline, a) for a in (ax, top) if a]+[(a.axhline, a) for a in (ax, beat) if a]
-    for line,a in lines: line(es_phase, color="white" if a is ax else COLOURS["grey"], linewidth=0.9, linestyle=(0, (1, 2)))
+def _label_phases(ax:Axes, beat:Axes|None, top:Axes|None, es_phase:float|None, t_end_phase:float|None)->None:
+    "Ticks and names of the two phase axes, with end-systole and the end of T on the panels that they belong to."
+    es,t_end = ({} if p is None else {name: p} for name,p in (("ES", es_phase), ("T end", t_end_phase)))
+    both = t_end|{n: p for n,p in es.items() if t_end_phase is None or abs(p-t_end_phase) > 0.06}
+    for which,marks in (("x", es), ("y", both)): _phase_axis(ax, which, marks)
+    lines = [(a.axvline, a, p) for a in (ax, top) if a for p in es.values()]+[(a.axhline, a, p) for a in (ax, beat) if a for p in both.values()]
+    for line,a,p in lines: line(p, color="white" if a is ax else COLOURS["grey"], linewidth=0.9, linestyle=(0, (1, 2)))
     ax.set_xlabel("cardiac phase of the cine frame", fontsize=8.5)
     (beat or ax).set_ylabel("cardiac phase of the ECG bin", fontsize=8.5)
     for a in (ax, beat, top):
@@ -421,12 +434,13 @@ def plot_phase_similarity(
     frame_phase_F:np.ndarray,       # phase of each frame in [0, 1), any order, (F,)
     *,
     es_phase:float|None=None,       # phase of the end of systole, to mark on both axes
+    t_end_phase:float|None=None,    # phase of the end of the T wave, to mark on the ECG's axis (in place of ES where both are one)
     lead_T:np.ndarray|None=None,    # one lead of the ECG, drawn along its axis, mV, (T,)
     phase_T:np.ndarray|None=None,   # phase of its samples, NaN = none, (T,)
     area_F:np.ndarray|None=None,    # cavity area of each frame, drawn along its axis, mm^2, (F,)
     fig:Figure|SubFigure|None=None, # figure or part of one to fill (constrained layout); None = a new sheet
 )->Figure|SubFigure:                # the figure drawn on
-    "Similarity of ECG phases and cine frames of one participant, with R, end-systole and the best frame of each bin."
+    "Similarity of ECG phases and cine frames of one participant, with R, T end, end-systole and the best frame of each bin."
     sim_KF,bin_phase_K,frame_phase_F = (np.asarray(a, dtype=float) for a in (sim_KF, bin_phase_K, frame_phase_F))
     if sim_KF.shape != (len(bin_phase_K), len(frame_phase_F)):
         raise BadInput("sim_KF", f"shape {sim_KF.shape} for {len(bin_phase_K)} bins and {len(frame_phase_F)} frames",
@@ -448,7 +462,7 @@ def plot_phase_similarity(
     ax.plot(best, bin_phase_K[has_K], "o", color=COLOURS["vermillion"], markeredgecolor="white", markersize=4.5, markeredgewidth=0.7, gid="best")
     ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     _draw_beside(beat, top, lead_T, phase_T, frames, None if area_F is None else np.asarray(area_F)[order])
-    _label_phases(ax, beat, top, es_phase)
+    _label_phases(ax, beat, top, es_phase, t_end_phase)
     (top or ax).set_title(f"best frame {away:.2f} of a cycle away (chance 0.25)", fontsize=9, loc="left", fontweight="bold")
     fig.colorbar(mesh, cax=bar).ax.tick_params(labelsize=8)
     bar.set_ylabel("cosine similarity", fontsize=8.5)
@@ -480,7 +494,7 @@ def _three(value:float)->str:
 
 def _finish_forest(ax:Axes, title:str, xlabel:str)->None:
     "Frame of a forest plot: no vertical axis, only its labels."
-    _finish(ax, title, xlabel, "")
+    finish_axes(ax, title, xlabel, "")
     ax.grid(False, axis="y")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0, labelcolor="black", labelsize=8.5)

@@ -10,7 +10,7 @@ import pytest
 
 from ptacl.experiment import run_notebook
 
-BY_PAPERMILL = ("train", "pretrain", "prepare", "simulate", "compare", "benchmark", "validate", "evaluate") # a second run by nbdev_test would only take its time
+BY_PAPERMILL = ("train", "pretrain", "prepare", "simulate", "compare", "benchmark", "validate", "evaluate", "explore") # a second run by nbdev_test would only take its time
 
 
 def test_notebooks_run(repo):
@@ -37,7 +37,8 @@ def test_what_is_left_out_runs_elsewhere(repo):
 SMALLEST = {"benchmark.ipynb": (dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32), 1,
                                 ("store, times raw files prepared on the fly", "local loss, share of the rest of a step", "two processes, times one", "10,000 participants: ")),
             "validate.ipynb": (dict(n=12, n_latents=400, workers=1), 0, ("heart within 15 mm", "published figures hold", "no folder of real recordings was given")),
-            "evaluate.ipynb": (dict(n_boot=50, phenotypes="lvef,lvedv_ml"), 8, ("system: random", "48 training and 16 held-out participants", "cases among the"))}
+            "evaluate.ipynb": (dict(n_boot=50, phenotypes="lvef,lvedv_ml"), 8, ("system: random", "48 training and 16 held-out participants", "cases among the")),
+            "explore.ipynb": (dict(participant="sim-0033", phenotypes="lvef,lvedv_ml", k=3), 1, ("16 participants of the part", "encoders are untrained", "VBox(children=", "Movie(250 steps of 40 ms, 25 frames)"))}
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_experiment_runs(name, repo, tmp_path):
