@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'SPHINX', 'page_of', 'Section', 'read_order', 'Parameter', 'Symbol', 'symbols_of', 'entry', 'Site', 'prose',
-           'output_text', 'page_text', 'mathml', 'setup', 'write_sources', 'problems_of', 'build', 'main']
+           'output_text', 'page_text', 'mathml', 'setup', 'write_sources', 'problems_of', 'build', 'docs_command']
 
 # %% ../nbs/90_docs.ipynb #6236d74a
 import argparse
@@ -50,7 +50,7 @@ def read_order(
     "The order of the pages; every notebook is listed exactly once."
     import yaml
     file = nbs/"sidebar.yml"
-    if not file.is_file(): raise BadInput(file, "no such file", "Write website: sidebar: contents: as Quarto reads it")
+    if not file.is_file(): raise BadInput(file, "no such file", "Name a clone with --root; its sidebar.yml lists the notebooks as Quarto reads it")
     sections = list(_sections(yaml.safe_load(file.read_text(encoding="utf-8"))["website"]["sidebar"]["contents"], ""))
     listed = [n for s in sections for n in s.notebooks]
     found = [p.relative_to(nbs) for p in nbs.rglob("*.ipynb")]
@@ -88,14 +88,32 @@ class Symbol:
     parameters:tuple[Parameter,...] # parameters or fields, then what is returned
     members:tuple["Symbol",...]=()  # public methods of a class
 
-# %% ../nbs/90_docs.ipynb #b4295423
+# %% ../nbs/90_docs.ipynb #30670c27
+def _class(c:ast.ClassDef, comments:Mapping[int,str])->Symbol:
+    "A class with its public methods."
+    functions = {f.name: _described(f, comments, c.name) for f in c.body if isinstance(f, ast.FunctionDef)}
+    is_record = any("dataclass" in ast.unparse(d) for d in c.decorator_list) or "NamedTuple" in [ast.unparse(b) for b in c.bases]
+    table,signature = (),""
+    if "__init__" in functions: table,signature = functions["__init__"].parameters,functions["__init__"].signature.split(" -> ")[0]
+    elif is_record:
+        table = tuple(_annotated(c.body, comments))
+        signature = "("+", ".join(f"{p.name}: {p.type}"+(f" = {p.default}" if p.default else "") for p in table)+")"
+    members = tuple(f for name,f in functions.items() if not name.startswith("_") and f.meaning)
+    return Symbol(c.name, "class", signature, ast.get_docstring(c) or "", table, members)
+
+def _annotated(body:Sequence[ast.stmt], comments:Mapping[int,str])->Iterator[Parameter]:
+    "The `name: type = default # meaning` lines of a class, or of an experiment's first cell."
+    for n in body:
+        if isinstance(n, ast.AnnAssign): yield Parameter(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else "", _meaning(comments, n.lineno, ()))
+
+# %% ../nbs/90_docs.ipynb #1e3359ab
 def symbols_of(
     source:str, # source of an exported cell
 )->list[Symbol]: # public symbols in the order of the cell
     "What a cell adds to the reference."
     comments,found = _comments(source),[]
     for n in ast.parse(source).body:
-        if isinstance(n, ast.FunctionDef): found.append(_function(n, comments, _owner(n)))
+        if isinstance(n, ast.FunctionDef): found.append(_described(n, comments, _owner(n)))
         elif isinstance(n, ast.ClassDef): found.append(_class(n, comments))
         elif isinstance(n, (ast.Assign, ast.AnnAssign)):
             for t in (t for target in (n.targets if isinstance(n, ast.Assign) else [n.target]) for t in ast.walk(target)):
@@ -116,7 +134,7 @@ def _owner(f:ast.FunctionDef)->str:
     is_patch = any(ast.unparse(d).startswith("patch") for d in f.decorator_list)
     return ast.unparse(f.args.args[0].annotation) if is_patch else ""
 
-def _function(f:ast.FunctionDef, comments:Mapping[int,str], owner:str)->Symbol:
+def _described(f:ast.FunctionDef, comments:Mapping[int,str], owner:str)->Symbol:
     "A function, or a method of `owner`."
     said = [ast.unparse(d) for d in f.decorator_list]
     skip = int(bool(owner) and "staticmethod" not in said) # `self` or `cls`
@@ -132,24 +150,6 @@ def _function(f:ast.FunctionDef, comments:Mapping[int,str], owner:str)->Symbol:
     signature = "" if kind == "property" else f"({ast.unparse(args)})"+(f" -> {returns}" if returns else "")
     return Symbol(f"{owner}.{f.name}" if owner else f.name, kind, signature, ast.get_docstring(f) or "", tuple(table))
 
-# %% ../nbs/90_docs.ipynb #30670c27
-def _class(c:ast.ClassDef, comments:Mapping[int,str])->Symbol:
-    "A class with its public methods."
-    functions = {f.name: _function(f, comments, c.name) for f in c.body if isinstance(f, ast.FunctionDef)}
-    is_record = any("dataclass" in ast.unparse(d) for d in c.decorator_list) or "NamedTuple" in [ast.unparse(b) for b in c.bases]
-    table,signature = (),""
-    if "__init__" in functions: table,signature = functions["__init__"].parameters,functions["__init__"].signature.split(" -> ")[0]
-    elif is_record:
-        table = tuple(_fields(c.body, comments))
-        signature = "("+", ".join(f"{p.name}: {p.type}"+(f" = {p.default}" if p.default else "") for p in table)+")"
-    members = tuple(f for name,f in functions.items() if not name.startswith("_") and f.meaning)
-    return Symbol(c.name, "class", signature, ast.get_docstring(c) or "", table, members)
-
-def _fields(body:Sequence[ast.stmt], comments:Mapping[int,str])->Iterator[Parameter]:
-    "The `name: type = default # meaning` lines of a class, or of an experiment's first cell."
-    for n in body:
-        if isinstance(n, ast.AnnAssign): yield Parameter(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else "", _meaning(comments, n.lineno, ()))
-
 # %% ../nbs/90_docs.ipynb #6a13598e
 def entry(
     symbol:Symbol, # what is described
@@ -158,7 +158,7 @@ def entry(
     "The entry of a symbol in the reference."
     fence = ":"*(6-depth)
     name = symbol.name.rpartition(".")[2] if depth else symbol.name
-    parts = [f"{fence}{{py:{symbol.kind}}} {name}{symbol.signature}", _plain(symbol.meaning), _table(symbol.parameters), *(entry(m, depth+1) for m in symbol.members), fence]
+    parts = [f"{fence}{{py:{symbol.kind}}} {name}{symbol.signature}", _plain(symbol.meaning), _rows_of(symbol.parameters), *(entry(m, depth+1) for m in symbol.members), fence]
     return "\n\n".join(p for p in parts if p)
 
 def _plain(text:str)->str:
@@ -169,7 +169,7 @@ def _code(text:str)->str:
     "Code within a line of a table."
     return f"`{text}`".replace("|", r"\|") if text else ""
 
-def _table(parameters:Sequence[Parameter])->str:
+def _rows_of(parameters:Sequence[Parameter])->str:
     "A table of parameters; no column of defaults where there are none."
     if not parameters: return ""
     has = any(p.default for p in parameters)
@@ -246,7 +246,7 @@ def page_text(
     site:Site,    # the other pages
 )->str:           # MyST
     "A notebook as a page: the code of a module or an experiment folded, the reference in its place."
-    cells = _cells(site.root/"nbs"/notebook)
+    cells = _read_cells(site.root/"nbs"/notebook)
     base,page = notebook.rpartition("/")[0],site.pages[notebook]
     module = next((d["default_exp"] for _,_,d in cells if "default_exp" in d), "")
     parts,noted = [],False
@@ -259,7 +259,7 @@ def page_text(
             noted = True
         if cell["cell_type"] != "code" or "hide" in said or "default_exp" in said or said.get("include") == "false": continue
         code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
-        if "parameters" in cell["metadata"].get("tags", []): parts.append(_table(list(_fields(ast.parse(code).body, _comments(code))))); continue
+        if "parameters" in cell["metadata"].get("tags", []): parts.append(_rows_of(list(_annotated(ast.parse(code).body, _comments(code))))); continue
         parts += [prose(entry(s), site, base) for s in symbols_of(code)] if "export" in said else []
         if said.get("echo") != "false": parts.append(_shown(code, folded="Source" if "export" in said else "Code"*folds))
         if said.get("output") == "false": continue
@@ -267,7 +267,7 @@ def page_text(
         parts += [output_text(o, site.source/n, f"/{n}") for o,n in zip(cell["outputs"], names)]
     return "\n\n".join(p for p in parts if p)+"\n"
 
-def _cells(file:Path)->list[tuple[dict,str,dict[str,str]]]:
+def _read_cells(file:Path)->list[tuple[dict,str,dict[str,str]]]:
     "Cells of a notebook, each with its source and the directives on top."
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(c["source"]) for c in cells]
@@ -304,6 +304,25 @@ def setup(
     app.add_html_math_renderer("mathml", inline_renderers=(visit, None), block_renderers=(visit, None))
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
+# %% ../nbs/90_docs.ipynb #9f56c631
+STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
+.content img.output, .content figure img { background: #fff; border-radius: 4px; max-width: 100%; height: auto; }
+.output.table-wrapper { overflow-x: auto; margin: .6rem 0 1.2rem; }
+.output table { border-collapse: collapse; font-size: .85em; }
+.output th, .output td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--color-background-border); white-space: nowrap; }
+div.output.highlight-none { margin-top: -.6rem; }
+div.output.highlight-none pre { white-space: pre-wrap; background: none; border-left: 3px solid var(--color-background-border); padding: .2rem .8rem; }
+details.source { margin: .4rem 0 1.2rem; }
+details.source > summary { cursor: pointer; font-size: .85em; color: var(--color-foreground-muted); }
+.origin { font-size: .85em; color: var(--color-foreground-muted); }
+.origin code, dl.py table code { background: none; border: none; padding: 0; }
+dl.py table.docutils { font-size: .9em; }
+dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
+math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
+math .cases mtd { text-align: left; }
+math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
+"""
+
 # %% ../nbs/90_docs.ipynb #5e27f772
 def write_sources(
     root:Path,   # folder that holds nbs/ and CONTRIBUTING.md
@@ -313,7 +332,7 @@ def write_sources(
     order,nbs = read_order(root/"nbs"),root/"nbs"
     known,lists = {},["# All symbols\n\n> What the modules export, one line each."]
     for n in (n for s in order for n in s.notebooks):
-        cells = _cells(nbs/n)
+        cells = _read_cells(nbs/n)
         module = next((d["default_exp"] for _,_,d in cells if "default_exp" in d), "")
         found = [s for _,c,d in cells if "export" in d for s in symbols_of(c)]
         if not found: continue
@@ -341,25 +360,6 @@ def _contents(order:Sequence[Section], site:Site)->str:
     if not has_symbols: tables.append("\n```{toctree}\n:hidden:\n:caption: Reference\n\nsymbols\n```\n")
     return "".join(tables)
 
-# %% ../nbs/90_docs.ipynb #9f56c631
-STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
-.content img.output, .content figure img { background: #fff; border-radius: 4px; max-width: 100%; height: auto; }
-.output.table-wrapper { overflow-x: auto; margin: .6rem 0 1.2rem; }
-.output table { border-collapse: collapse; font-size: .85em; }
-.output th, .output td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--color-background-border); white-space: nowrap; }
-div.output.highlight-none { margin-top: -.6rem; }
-div.output.highlight-none pre { white-space: pre-wrap; background: none; border-left: 3px solid var(--color-background-border); padding: .2rem .8rem; }
-details.source { margin: .4rem 0 1.2rem; }
-details.source > summary { cursor: pointer; font-size: .85em; color: var(--color-foreground-muted); }
-.origin { font-size: .85em; color: var(--color-foreground-muted); }
-.origin code, dl.py table code { background: none; border: none; padding: 0; }
-dl.py table.docutils { font-size: .9em; }
-dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
-math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
-math .cases mtd { text-align: left; }
-math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
-"""
-
 # %% ../nbs/90_docs.ipynb #8f89df75
 def problems_of(
     site:Path, # folder of built pages
@@ -377,6 +377,12 @@ def problems_of(
         elif file in text and unquote(anchor) not in anchors[file]: problems.append(f"{said}: no such anchor")
     styles = [(p, u) for p in sorted(site.rglob("*.css")) for u in re.findall(r"""(?:url\(|@import )\s*['"]?((?:https?:)?//[^'")]+)""", p.read_text(encoding="utf-8"))]
     return problems+[f"{p.relative_to(site)}: {u}: fetched from elsewhere" for p,u in styles]
+
+# %% ../nbs/90_docs.ipynb #db8cfc46
+SPHINX = dict(project="ptacl", html_title="ptacl", extensions=["myst_parser", "ptacl.docs"], html_theme="furo", html_math_renderer="mathml", language="en",
+    myst_enable_extensions=["attrs_inline", "colon_fence", "dollarmath"], myst_heading_anchors=4, suppress_warnings=["myst.header"], myst_links_external_new_tab=False, toc_object_entries_show_parents="hide",
+    python_maximum_signature_line_length=88, add_module_names=False, html_static_path=["_static"], html_css_files=["ptacl.css"], html_copy_source=False, html_show_sourcelink=False,
+    html_show_search_summary=False, html_show_sphinx=False, html_use_index=True, highlight_language="none", pygments_style="friendly", html_theme_options={"navigation_with_keys": True}) # of Sphinx, MyST and furo
 
 # %% ../nbs/90_docs.ipynb #a7cfae6b
 def build(
@@ -407,14 +413,8 @@ def build(
         shutil.move(made, out)
     return out/"index.html"
 
-# %% ../nbs/90_docs.ipynb #db8cfc46
-SPHINX = dict(project="ptacl", html_title="ptacl", extensions=["myst_parser", "ptacl.docs"], html_theme="furo", html_math_renderer="mathml", language="en",
-    myst_enable_extensions=["attrs_inline", "colon_fence", "dollarmath"], myst_heading_anchors=4, suppress_warnings=["myst.header"], myst_links_external_new_tab=False, toc_object_entries_show_parents="hide",
-    python_maximum_signature_line_length=88, add_module_names=False, html_static_path=["_static"], html_css_files=["ptacl.css"], html_copy_source=False, html_show_sourcelink=False,
-    html_show_search_summary=False, html_show_sphinx=False, html_use_index=True, highlight_language="none", pygments_style="friendly", html_theme_options={"navigation_with_keys": True}) # of Sphinx, MyST and furo
-
 # %% ../nbs/90_docs.ipynb #4172dc4b
-def main(
+def docs_command(
     args:Sequence[str]|None=None, # command line without the program's name; None = that of this process
 )->int:                           # exit code: 0 if the site was built
     "Build the site as the command line says."
@@ -427,4 +427,4 @@ def main(
     print(f"{first}: open it in a browser, no server needed")
     return 0
 
-_ = sys.exit(main()) if __name__ == "__main__" and globals().get("__package__") == "ptacl" else None # python -m ptacl.docs
+_ = sys.exit(docs_command()) if __name__ == "__main__" and globals().get("__package__") == "ptacl" else None # python -m ptacl.docs
