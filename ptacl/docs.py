@@ -174,7 +174,7 @@ def _rows_of(parameters:Sequence[Parameter])->str:
     if not parameters: return ""
     has = any(p.default for p in parameters)
     head = ["name", "type", *["default"]*has, "meaning"]
-    rows = [[_code(p.name) if p.name != "returns" else "*returns*", _code(p.type), *[_code(p.default)]*has, _plain(p.meaning)] for p in parameters]
+    rows = [[f"``{p.name}``" if p.name != "returns" else "*returns*", _code(p.type), *[_code(p.default)]*has, _plain(p.meaning)] for p in parameters] # two back-ticks: not a link to the function of that name
     return "\n".join("| "+" | ".join(r)+" |" for r in (head, ["---"]*len(head), *rows))
 
 # %% ../nbs/90_docs.ipynb #7ad61596
@@ -290,8 +290,8 @@ def mathml(
 
 # %% ../nbs/90_docs.ipynb #bb0b7859
 def setup(
-    app:"sphinx.application.Sphinx", # the builder
-)->dict[str,bool]:                   # that pages may be made in parallel
+    app:object,       # the builder, a sphinx.application.Sphinx
+)->dict[str,bool]:    # that pages may be made in parallel
     "What Sphinx calls: this module is its extension for formulas."
     from docutils import nodes
     from docutils.utils.math import MathError
@@ -318,6 +318,12 @@ details.source > summary { cursor: pointer; font-size: .85em; color: var(--color
 .origin code, dl.py table code { background: none; border: none; padding: 0; }
 dl.py table.docutils { font-size: .9em; }
 dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
+@media (max-width: 46em) {
+  dl.py > dd { margin-left: .6rem; }
+  dl.py table.docutils, section > .table-wrapper table.docutils { font-size: .8em; }
+  .table-wrapper table.docutils td { padding: .2rem .35rem; }
+  .table-wrapper table.docutils code { white-space: normal; overflow-wrap: anywhere; }
+}
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
 math .cases mtd { text-align: left; }
 math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
@@ -382,7 +388,7 @@ def problems_of(
 SPHINX = dict(project="ptacl", html_title="ptacl", extensions=["myst_parser", "ptacl.docs"], html_theme="furo", html_math_renderer="mathml", language="en",
     myst_enable_extensions=["attrs_inline", "colon_fence", "dollarmath"], myst_heading_anchors=4, suppress_warnings=["myst.header"], myst_links_external_new_tab=False, toc_object_entries_show_parents="hide",
     python_maximum_signature_line_length=88, add_module_names=False, html_static_path=["_static"], html_css_files=["ptacl.css"], html_copy_source=False, html_show_sourcelink=False,
-    html_show_search_summary=False, html_show_sphinx=False, html_use_index=True, highlight_language="none", pygments_style="friendly", html_theme_options={"navigation_with_keys": True}) # of Sphinx, MyST and furo
+    html_show_search_summary=False, html_show_sphinx=False, html_show_copyright=False, html_use_index=True, highlight_language="none", pygments_style="friendly", html_theme_options={"navigation_with_keys": True}) # of Sphinx, MyST and furo
 
 # %% ../nbs/90_docs.ipynb #a7cfae6b
 def build(
