@@ -320,9 +320,9 @@ dl.py table.docutils { font-size: .9em; }
 dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
 @media (max-width: 46em) {
   dl.py > dd { margin-left: .6rem; }
-  dl.py table.docutils, section > .table-wrapper table.docutils { font-size: .8em; }
+  .table-wrapper table.docutils { font-size: .8em; }
   .table-wrapper table.docutils td { padding: .2rem .35rem; }
-  .table-wrapper table.docutils code { white-space: normal; overflow-wrap: anywhere; }
+  .table-wrapper table.docutils code { padding: 0; }
 }
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
 math .cases mtd { text-align: left; }
