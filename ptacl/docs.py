@@ -318,15 +318,16 @@ details.source > summary { cursor: pointer; font-size: .85em; color: var(--color
 .origin code, dl.py table code { background: none; border: none; padding: 0; }
 dl.py table.docutils { font-size: .9em; }
 dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
-@media (max-width: 46em) {
-  dl.py > dd { margin-left: .6rem; }
-  .table-wrapper table.docutils { font-size: .8em; }
-  .table-wrapper table.docutils td { padding: .2rem .35rem; }
-  .table-wrapper table.docutils code { padding: 0; }
-}
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
 math .cases mtd { text-align: left; }
 math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
+@media (max-width: 46em) {
+  dl.py > dd { margin-left: .6rem !important; }
+  .table-wrapper table.docutils { font-size: .8em; }
+  .table-wrapper table.docutils td { padding: .2rem .35rem !important; }
+  .table-wrapper table.docutils td:first-child { min-width: 6rem; }
+  .table-wrapper table.docutils td:first-child code { white-space: normal; overflow-wrap: anywhere; }
+}
 """
 
 # %% ../nbs/90_docs.ipynb #5e27f772
