@@ -41,10 +41,10 @@ def _draw_recall(ax:Axes, log:pd.DataFrame)->None:
     chance = 100/log.val_pairs.dropna().iloc[-1]
     for column,colour,name in (("val_recall_at_1_ecg_to_cmr", "blue", "ECG to CMR"), ("val_recall_at_1_cmr_to_ecg", "vermillion", "CMR to ECG")):
         held = log[["step", column]].dropna()
-        ax.plot(held.step, 100*held[column], "o-", color=COLOURS[colour], linewidth=1.2, markersize=3.5, label=name)
+        ax.plot(held.step, 100*held[column], "o-", color=COLOURS[colour], linewidth=1.2, markersize=3.5, markevery=math.ceil(len(held)/30), label=name)
     ax.axhline(chance, color=COLOURS["black"], linewidth=1.1, linestyle=(0, (4, 2)), gid="chance")
-    ax.set_ylim(0, None)
-    ax.legend(fontsize=7.5, frameon=False, loc="upper left")
+    ax.set_ylim(0, min(1.4*max(ax.dataLim.y1, chance), 105))
+    ax.legend(fontsize=7.5, frameon=False, loc="upper left", ncols=2)
     finish_axes(ax, f"own partner first, chance {chance:.2g} %", "optimiser step", "held-out pairs, %")
 
 def _draw_norm(ax:Axes, log:pd.DataFrame, clip_norm:float)->None:
@@ -70,7 +70,7 @@ def _panels(log:pd.DataFrame, cfg:TrainConfig)->list[Callable[[Axes],None]]:
     def curve(column:str, title:str, chance:float|None, name:str, unit:str="nats")->Callable[[Axes],None]:
         def draw(ax:Axes)->None:
             draw_curve(ax, log, column, chance, name)
-            if column != "lr": ax.legend(fontsize=7.5, frameon=False, loc="lower left")
+            if column != "lr": ax.legend(fontsize=7.5, loc="lower left", framealpha=0.8, edgecolor="none")
             else: ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
             finish_axes(ax, "", "optimiser step", f"{title}, {unit}" if unit else title)   # the room above belongs to the note
         return draw

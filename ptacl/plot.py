@@ -351,7 +351,7 @@ def draw_curve(
     ax.plot(steps.step, steps[column].ewm(span=max(1, len(steps)/20)).mean(), color=COLOURS["blue"], linewidth=1.8, label="training")
     held = log[["step", f"val_{column}"]].dropna() if _has(log, f"val_{column}") else None
     if held is not None:
-        ax.plot(held.step, held[f"val_{column}"], "o-", color=COLOURS["vermillion"], linewidth=1.2, markersize=3.5, label="held out")
+        ax.plot(held.step, held[f"val_{column}"], "o-", color=COLOURS["vermillion"], linewidth=1.2, markersize=3.5, markevery=math.ceil(len(held)/30), label="held out")
     if chance is None: return
     ax.axhline(chance, color=COLOURS["black"], linewidth=1.1, linestyle=(0, (4, 2)), gid="chance")
     last,who = (held.iloc[-1, 1], "held out") if held is not None else (steps.iloc[-1, 1], "training")

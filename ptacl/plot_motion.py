@@ -98,7 +98,7 @@ class Movie:
         name = hashlib.sha256(str(data).encode()+self.picture).hexdigest()[:12]
         still = _jpeg(frames[max(first[0], 0)])
         beside = "" if not self.picture else (
-            f'<div style="position:relative;flex:1 1 480px;max-width:{int.from_bytes(self.picture[16:20], "big")}px"><img src="data:image/png;base64,{base64.b64encode(self.picture).decode()}" alt="ECG" style="width:100%;display:block">'
+            f'<div style="position:relative;flex:1 1 420px;max-width:{int.from_bytes(self.picture[16:20], "big")}px"><img src="data:image/png;base64,{base64.b64encode(self.picture).decode()}" alt="ECG" style="width:100%;display:block">'
             f'<div class="line" style="position:absolute;top:0;bottom:0;left:{first[1]}%;width:2px;background:{COLOURS["vermillion"]}"></div></div>')
         return (f'<div data-movie="{name}" '+" ".join(f"data-{k}='{html.escape(v, quote=False)}'" for k,v in data.items())+' style="max-width:1190px">'
                 f'<div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">{beside}<div style="flex:0 0 270px">'
