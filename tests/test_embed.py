@@ -139,3 +139,11 @@ def test_a_half_probe_is_noticed(encoder, run):
     assert encoder.predict(record).iloc[0].to_dict() == dict(phenotype="lvef", value=55., low=52., high=58., unit="%")
     (folder/"model.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="no readable weights"): encoder.predict(record)
+
+
+def test_real_recordings(encoder, real_data):
+    "Public recordings of several sources and formats: unit vectors, and two-lead Holter records are left out with the reason."
+    files = sorted((real_data/"ecg_wfdb").glob("*.hea"))[:4] + sorted((real_data/"ecg_other").rglob("*.xml")) + sorted((real_data/"ecg_annotated").rglob("*.hea"))[:1]
+    table = encoder.embed(files, which="embedding", windows="mean", errors="skip")
+    assert len(table) >= 4 and np.abs(np.linalg.norm(table.to_numpy(), axis=1) - 1).max() < 1e-5
+    assert len(table) + len(left_out(table)) == len(files) and left_out(table).problem.str.contains("standard leads").all()
