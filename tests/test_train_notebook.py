@@ -15,6 +15,7 @@ import pytest
 from ptacl.cine import cine_from_array
 from ptacl.config import TrainConfig, load_config
 from ptacl.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
+from ptacl.embed import ECGEncoder
 from ptacl.pretrained import embed_cines, embed_ecgs, from_pretrained
 
 
@@ -55,7 +56,7 @@ def test_shows_what_the_issue_asks(trained):
 
 
 def test_run_folder_is_complete(trained):
-    assert {"config.json", "environment.json", "last.ckpt", "log.csv", "metrics.json", "model.safetensors", "probe.tsv", "report.tsv", "retrieval.tsv", "phenotype_retrieval.tsv"} <= {p.name for p in trained.folder.iterdir()}
+    assert {"config.json", "environment.json", "last.ckpt", "log.csv", "metrics.json", "model.safetensors", "probe.tsv", "report.tsv", "retrieval.tsv", "phenotype_retrieval.tsv", "phenotypes"} <= {p.name for p in trained.folder.iterdir()}
     assert load_config(trained.folder/"config.json").epochs == TrainConfig().epochs
     assert json.loads((trained.folder/"environment.json").read_text())["torch"]
     metrics = json.loads((trained.folder/"metrics.json").read_text())
@@ -63,6 +64,13 @@ def test_run_folder_is_complete(trained):
     probe, retrieval = pd.read_csv(trained.folder/"probe.tsv", sep="\t"), pd.read_csv(trained.folder/"retrieval.tsv", sep="\t")
     assert (probe.low <= probe.value).all() and (probe.value <= probe.high).all() and probe.chance.notna().all()
     assert retrieval[retrieval.metric == "median rank"].chance.tolist() == [8.5, 8.5]
+
+
+def test_run_answers(trained, repo):
+    "The five lines of the README on this run's folder."
+    y = ECGEncoder.from_pretrained(trained.folder).predict(repo/"data_samples"/"ecg"/"sim-0001").set_index("phenotype")
+    assert (y.low < y.value).all() and (y.value < y.high).all()
+    assert y.unit[["lvedv_ml", "lvef"]].tolist() == ["mL", "%"] and 60 < y.value.lvedv_ml < 350
 
 
 def test_default_run_learns(trained):
