@@ -1,0 +1,90 @@
+"""What was tried around the comparison on the phantom: training with other settings, scored on participants that no comparison is scored on.
+
+    python search.py train STORE FOLDER "lr 0.002"       # PTACL with the recipe of compare_phantom.yaml and other settings, on STORE's training participants
+    python search.py score STORE DEVELOPMENT FOLDER ...  # probes fitted on STORE's training participants, scored on everybody in the store DEVELOPMENT; a line to search.tsv
+    python search.py latents COHORT HELD_OUT.TSV SEED    # what the phantom's true ECG latents give a linear probe with the same labels
+
+STORE is the store that compare.ipynb prepares (FOLDER/store-systole), DEVELOPMENT one of 1,500 participants of seed 12.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from ptacl.ceiling import ecg_latent_table
+from ptacl.comparison import parse_settings
+from ptacl.config import TrainConfig
+from ptacl.core import seed_everything
+from ptacl.encoder_ecg import strip_summary
+from ptacl.model import Batch
+from ptacl.pairs import Pairs, draw_batch, load_data
+from ptacl.phantom_latents import draw_latents
+from ptacl.pretrained import from_pretrained, save_pretrained, start_encoders
+from ptacl.probe import fit_ridge, predict_phenotypes
+from ptacl.retrieval import ALL, DISTANCE, ranks, similar_by_participant
+from ptacl.systems import SYSTEMS, build_system
+from ptacl.trainer import fit, fit_input_scaling
+
+PHENOTYPES = ["lvedv_ml", "lvesv_ml", "lvef", "lvm_g"]
+LATENTS = ["heart_rate_ecg_bpm", "truth_qrs_ms", "truth_pr_ms", "truth_qt_ms", "truth_axis_deg", "truth_transition_deg", "truth_qrst_deg", "truth_voltage_gain", "truth_t_gain", "truth_right_force"]
+READ_FROM = {"CLS": ["cls"], "mean of the patches": ["mean"], "CLS and mean": ["cls", "mean"], "CLS and leads": ["cls", "leads"], "strip's summary": ["summary"], "shared embedding": ["ecg"]}
+
+
+def train(store: str, folder: str, text: str) -> None:
+    "Nobody held out is looked at: the training participants are watched, since something must be."
+    recipe = yaml.safe_load((Path(__file__).parents[2]/"recipes"/"compare_phantom.yaml").read_text())["recipe"]
+    cfg = TrainConfig.from_params({**SYSTEMS["ptacl"], **parse_settings(recipe, TrainConfig), **parse_settings(text, TrainConfig), "data": store, "eval_every": 1000})
+    pairs = load_data(store, cfg, progress=False)[1].split("train")
+    seed_everything(cfg.seed)
+    model = fit_input_scaling(start_encoders(build_system(cfg), cfg), pairs)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    fit(cfg, model, pairs, pairs.take(range(64)), checkpoint=Path(folder)/"last.ckpt", progress=False)
+    save_pretrained(model, cfg, folder)
+
+
+@torch.no_grad()
+def features(model: torch.nn.Module, pairs: Pairs, cfg: TrainConfig) -> dict[str, np.ndarray]:
+    "All that a probe might read, of everybody."
+    found = {}
+    for rows in np.array_split(np.arange(len(pairs)), max(1, len(pairs)//64)):
+        b = Batch(**draw_batch(pairs, rows, round(cfg.window_s*cfg.fs)))
+        scaled_BLT = (b.signal_BLT-model.ecg_mean_L[:, None])/model.ecg_sd_L[:, None]*b.lead_ok_BL[..., None]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            tokens_BND, cls_BD = model.encode_ecg(b.signal_BLT, b.lead_ok_BL)
+            said = dict(cls=cls_BD, ecg=model.ecg_head(cls_BD), cmr=model.embed_cine(b), mean=tokens_BND.float().mean(1), leads=tokens_BND.float().unflatten(1, (12, -1)).mean(2).flatten(1))
+        for k, v in (said | dict(summary=strip_summary(scaled_BLT, torch.ones(len(rows), 12, 50)))).items(): found.setdefault(k, []).append(v.float())
+    return {k: torch.cat(v).numpy() for k, v in found.items()}
+
+
+def r2(truth: pd.DataFrame, predicted: pd.DataFrame) -> pd.Series:
+    "R2 of each column, over those whose truth is known."
+    return 1-((truth-predicted[list(truth)].set_axis(truth.index))**2).sum()/((truth-truth.mean())**2).sum()
+
+
+def score(store: str, development: str, *folders: str) -> None:
+    "One line a run, written to search.tsv in the working directory."
+    for folder in folders:
+        model, cfg = from_pretrained(folder)
+        fitted, asked = load_data(store, cfg, progress=False)[1].split("train"), load_data(development, cfg, progress=False)[1]
+        a, b = features(model.eval(), fitted, cfg), features(model, asked, cfg)
+        row = dict(run=Path(folder).name, n=len(asked), median_rank=float(np.median(ranks(b["ecg"], b["cmr"]))))
+        similar = similar_by_participant(b["ecg"], b["cmr"], asked.table[PHENOTYPES], 5).query("phenotype == @ALL and metric == @DISTANCE")
+        row |= {"distance of found CMRs (SD)": similar.value.mean()}
+        probe = lambda names, columns: r2(asked.table[columns].astype(float), predict_phenotypes(np.concatenate([a[k] for k in names], 1), fitted.table[columns], np.concatenate([b[k] for k in names], 1), fit_ridge))
+        row |= {f"mean R2 from {title}": probe(names, PHENOTYPES).mean() for title, names in READ_FROM.items()} | {"mean R2 from the CMR embedding": probe(["cmr"], PHENOTYPES).mean()}
+        row |= {f"R2 of {k.replace('truth_', '')} from CLS": v for k, v in probe(["cls"], LATENTS).items()}
+        pd.DataFrame([row]).to_csv("search.tsv", sep="\t", mode="a", header=not Path("search.tsv").exists(), index=False, float_format="%.4g")
+
+
+def latents(cohort: str, held_out: str, seed: str) -> None:
+    "R2 on the held-out participants of a linear probe of the true latents, fitted on all others."
+    table = pd.read_csv(Path(cohort)/"participants.tsv", sep="\t", dtype=dict(participant_id=str))
+    truth = pd.DataFrame([vars(draw_latents(k, int(seed))) for k in range(len(table))])
+    assert np.allclose(truth.lvedv_ml, table.lvedv_ml, atol=.1), "the cohort is of another seed"
+    is_test, x = table.participant_id.isin(pd.read_csv(held_out, sep="\t", dtype=dict(participant_id=str)).participant_id).to_numpy(), ecg_latent_table(truth).to_numpy()
+    print(r2(table[PHENOTYPES][is_test], predict_phenotypes(x[~is_test], table[PHENOTYPES][~is_test], x[is_test], fit_ridge)).round(3).to_dict())
+
+
+if __name__ == "__main__": dict(train=train, score=score, latents=latents)[sys.argv[1]](*sys.argv[2:])
