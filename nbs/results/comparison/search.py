@@ -63,16 +63,22 @@ def r2(truth: pd.DataFrame, predicted: pd.DataFrame) -> pd.Series:
     return 1-((truth-predicted[list(truth)].set_axis(truth.index))**2).sum()/((truth-truth.mean())**2).sum()
 
 
+def logged(table: pd.DataFrame) -> pd.DataFrame:
+    "Gains by their logarithm, as their effects multiply."
+    return table.assign(truth_voltage_gain=np.log(table.truth_voltage_gain), truth_t_gain=np.log(table.truth_t_gain.clip(lower=.05)))
+
+
 def score(store: str, development: str, *folders: str) -> None:
     "One line a run, written to search.tsv in the working directory."
     for folder in folders:
         model, cfg = from_pretrained(folder)
         fitted, asked = load_data(store, cfg, progress=False)[1].split("train"), load_data(development, cfg, progress=False)[1]
+        known, truth = logged(fitted.table), logged(asked.table)
         a, b = features(model.eval(), fitted, cfg), features(model, asked, cfg)
         row = dict(run=Path(folder).name, n=len(asked), median_rank=float(np.median(ranks(b["ecg"], b["cmr"]))))
         similar = similar_by_participant(b["ecg"], b["cmr"], asked.table[PHENOTYPES], 5).query("phenotype == @ALL and metric == @DISTANCE")
         row |= {"distance of found CMRs (SD)": similar.value.mean()}
-        probe = lambda names, columns: r2(asked.table[columns].astype(float), predict_phenotypes(np.concatenate([a[k] for k in names], 1), fitted.table[columns], np.concatenate([b[k] for k in names], 1), fit_ridge))
+        probe = lambda names, columns: r2(truth[columns].astype(float), predict_phenotypes(np.concatenate([a[k] for k in names], 1), known[columns], np.concatenate([b[k] for k in names], 1), fit_ridge))
         row |= {f"mean R2 from {title}": probe(names, PHENOTYPES).mean() for title, names in READ_FROM.items()} | {"mean R2 from the CMR embedding": probe(["cmr"], PHENOTYPES).mean()}
         row |= {f"R2 of {k.replace('truth_', '')} from CLS": v for k, v in probe(["cls"], LATENTS).items()}
         pd.DataFrame([row]).to_csv("search.tsv", sep="\t", mode="a", header=not Path("search.tsv").exists(), index=False, float_format="%.4g")
