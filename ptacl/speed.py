@@ -263,10 +263,13 @@ class BenchmarkConfig(Parameters):
     crop_px: int = 64  # side of a cine in the store, pixels
     presets: str = "tiny"  # sizes of the systems whose steps are timed, separated by commas: tiny, small, paper
     large_batch: int = 0  # pairs of a step whose memory is compared with that of its micro-batch of 64, or 0 for not at all
+    used_presets: str = "tiny"  # sizes of the encoders that embed files, separated by commas: tiny, small, paper
+    out: str = ""  # folder for the tables, or empty for none
 
     def __post_init__(self)->None: # raises BadInput
         for name in ("n", "workers", "store_n", "seconds", "steps", "n_frames", "crop_px"):
             if getattr(self, name) <= 0: raise BadInput("parameters", f"`{name}` is {getattr(self, name)}", "Give a number above 0")
         if self.large_n < 1000 or self.large_n%1000: raise BadInput("parameters", f"`large_n` is {self.large_n}", "Give full thousands")
-        odd = set(self.presets.split(","))-set(ECG_SIZES)
-        if odd: raise BadInput("parameters", f"`presets` has {', '.join(sorted(odd))!r}", f"Choose from {', '.join(ECG_SIZES)}")
+        for name in ("presets", "used_presets"):
+            odd = set(getattr(self, name).split(","))-set(ECG_SIZES)
+            if odd: raise BadInput("parameters", f"`{name}` has {', '.join(sorted(odd))!r}", f"Choose from {', '.join(ECG_SIZES)}")
