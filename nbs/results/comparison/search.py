@@ -2,7 +2,8 @@
 
     python search.py train STORE FOLDER "lr 0.002"       # PTACL with the recipe of compare_phantom.yaml and other settings, on STORE's training participants
     python search.py score STORE DEVELOPMENT FOLDER ...  # probes fitted on STORE's training participants, scored on everybody in the store DEVELOPMENT; a line to search.tsv
-    python search.py latents COHORT HELD_OUT.TSV SEED    # what the phantom's true ECG latents give a linear probe with the same labels
+    python search.py train-finer STORE FOLDER "local_weight 0.0"  # the same, and the ECG encoder is told the profile of QRS in steps of 4 ms; its run is scored with score-finer
+    python search.py latents COHORT 11 HELD_OUT.TSV DEVELOPMENT-COHORT 12  # what the phantom's true ECG latents give a linear probe with the same labels, and without each of them
 
 STORE is the store that compare.ipynb prepares (FOLDER/store-systole), DEVELOPMENT one of 1,500 participants of seed 12.
 """
@@ -12,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 import yaml
 from ptacl.ceiling import ecg_latent_table
 from ptacl.comparison import parse_settings
 from ptacl.config import TrainConfig
 from ptacl.core import seed_everything
-from ptacl.encoder_ecg import strip_summary
+from ptacl import encoder_ecg
+from ptacl.encoder_ecg import ECGEncoder, average_beat, strip_summary
 from ptacl.model import Batch
 from ptacl.pairs import Pairs, draw_batch, load_data
 from ptacl.phantom_latents import draw_latents
@@ -29,7 +32,31 @@ from ptacl.trainer import fit, fit_input_scaling
 
 PHENOTYPES = ["lvedv_ml", "lvesv_ml", "lvef", "lvm_g"]
 LATENTS = ["heart_rate_ecg_bpm", "truth_qrs_ms", "truth_pr_ms", "truth_qt_ms", "truth_axis_deg", "truth_transition_deg", "truth_qrst_deg", "truth_voltage_gain", "truth_t_gain", "truth_right_force"]
-READ_FROM = {"CLS": ["cls"], "mean of the patches": ["mean"], "CLS and mean": ["cls", "mean"], "CLS and leads": ["cls", "leads"], "strip's summary": ["summary"], "shared embedding": ["ecg"]}
+READ_FROM = {"CLS": ["cls"], "mean of the patches": ["mean"], "CLS and mean": ["cls", "mean"], "CLS and leads": ["cls", "leads"], "strip's summary": ["summary"], "CLS and the profile of QRS": ["cls", "profile"], "shared embedding": ["ecg"]}
+
+
+def slope_profile(signal_BLT: torch.Tensor, seen_BLC: torch.Tensor) -> torch.Tensor:
+    "Mean absolute slope of the leads from 120 ms before to 160 ms after the steepest 60 ms, in steps of 4 ms: logarithm of its peak, and of the rest over the peak."
+    (B, L, C), T = seen_BLC.shape, signal_BLT.shape[2]
+    with torch.autocast("cpu", enabled=False):
+        signal_BLCP, seen_BLC = signal_BLT.float().view(B, L, C, T//C), seen_BLC.float()
+        n_BC1 = seen_BLC.sum(1)[..., None]
+        slope_BCK = (F.pad(signal_BLCP.diff(dim=3).abs(), (0, 1)).view(B, L, C, 25, -1).mean(4)*seen_BLC[..., None]).sum(1)/n_BC1.clamp(min=1)
+        level_B11 = (slope_BCK*(n_BC1 > 0)).sum((1, 2), keepdim=True)/(25*(n_BC1 > 0).sum((1, 2), keepdim=True)).clamp(min=1)
+        slope_BT = torch.where(n_BC1 > 0, slope_BCK, level_B11).flatten(1)
+        steep_BT = F.avg_pool1d(slope_BT[:, None], 15, 1, 7)[:, 0]
+        profile_BK = average_beat(steep_BT**2, slope_BT[:, None], (n_BC1 > 0).float().expand(-1, -1, 25).flatten(1)[:, None], 30, 40)[:, 0]
+        peak_B1 = profile_BK.amax(1, keepdim=True).clamp(min=1e-6)
+        return torch.cat([(peak_B1+.1).log(), (profile_BK/peak_B1+.1).log()], 1)
+
+
+def finer() -> None:
+    "Let every ECG encoder that is made from now on read `slope_profile` too."
+    init, coarse = ECGEncoder.__init__, strip_summary
+    def wider(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.summary = torch.nn.Linear(self.summary.in_features+71, self.dim)
+    ECGEncoder.__init__, encoder_ecg.strip_summary = wider, lambda signal_BLT, seen_BLC: torch.cat([coarse(signal_BLT, seen_BLC), slope_profile(signal_BLT, seen_BLC)], 1)
 
 
 def train(store: str, folder: str, text: str) -> None:
@@ -54,7 +81,7 @@ def features(model: torch.nn.Module, pairs: Pairs, cfg: TrainConfig) -> dict[str
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens_BND, cls_BD = model.encode_ecg(b.signal_BLT, b.lead_ok_BL)
             said = dict(cls=cls_BD, ecg=model.ecg_head(cls_BD), cmr=model.embed_cine(b), mean=tokens_BND.float().mean(1), leads=tokens_BND.float().unflatten(1, (12, -1)).mean(2).flatten(1))
-        for k, v in (said | dict(summary=strip_summary(scaled_BLT, torch.ones(len(rows), 12, 50)))).items(): found.setdefault(k, []).append(v.float())
+        for k, v in (said | dict(summary=encoder_ecg.strip_summary(scaled_BLT, torch.ones(len(rows), 12, 50)), profile=slope_profile(scaled_BLT, torch.ones(len(rows), 12, 50)))).items(): found.setdefault(k, []).append(v.float())
     return {k: torch.cat(v).numpy() for k, v in found.items()}
 
 
@@ -84,13 +111,23 @@ def score(store: str, development: str, *folders: str) -> None:
         pd.DataFrame([row]).to_csv("search.tsv", sep="\t", mode="a", header=not Path("search.tsv").exists(), index=False, float_format="%.4g")
 
 
-def latents(cohort: str, held_out: str, seed: str) -> None:
-    "R2 on the held-out participants of a linear probe of the true latents, fitted on all others."
-    table = pd.read_csv(Path(cohort)/"participants.tsv", sep="\t", dtype=dict(participant_id=str))
-    truth = pd.DataFrame([vars(draw_latents(k, int(seed))) for k in range(len(table))])
-    assert np.allclose(truth.lvedv_ml, table.lvedv_ml, atol=.1), "the cohort is of another seed"
-    is_test, x = table.participant_id.isin(pd.read_csv(held_out, sep="\t", dtype=dict(participant_id=str)).participant_id).to_numpy(), ecg_latent_table(truth).to_numpy()
-    print(r2(table[PHENOTYPES][is_test], predict_phenotypes(x[~is_test], table[PHENOTYPES][~is_test], x[is_test], fit_ridge)).round(3).to_dict())
+def latents(cohort: str, seed: str, held_out: str, development: str, development_seed: str) -> None:
+    "Mean R2 of a linear probe of the true latents, fitted on all but the held-out participants: on these, on the development participants, and there without each latent."
+    x, y = {}, {}
+    for name, folder, number in (("cohort", cohort, seed), ("development", development, development_seed)):
+        table = pd.read_csv(Path(folder)/"participants.tsv", sep="\t", dtype=dict(participant_id=str))
+        truth = pd.DataFrame([vars(draw_latents(k, int(number))) for k in range(len(table))])
+        assert np.allclose(truth.lvedv_ml, table.lvedv_ml, atol=.1), f"{folder} is of another seed"
+        x[name], y[name] = ecg_latent_table(truth), table.set_index("participant_id")[PHENOTYPES]
+    is_test = y["cohort"].index.isin(pd.read_csv(held_out, sep="\t", dtype=dict(participant_id=str)).participant_id)
+    x |= dict(held_out=x["cohort"][is_test], fitted=x["cohort"][~is_test])
+    y |= dict(held_out=y["cohort"][is_test], fitted=y["cohort"][~is_test])
+    reached = lambda part, left_out=(): r2(y[part], predict_phenotypes(x["fitted"].drop(columns=list(left_out)).to_numpy(), y["fitted"].reset_index(drop=True), x[part].drop(columns=list(left_out)).to_numpy(), fit_ridge))
+    for part in ("held_out", "development"): print(part, reached(part).round(3).to_dict())
+    print("development, mean without", pd.Series({n: reached("development", [n]).mean() for n in x["cohort"]}).round(3).sort_values().to_dict())
 
 
-if __name__ == "__main__": dict(train=train, score=score, latents=latents)[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    what, _, how = sys.argv[1].partition("-")
+    if how == "finer": finer()
+    dict(train=train, score=score, latents=latents)[what](*sys.argv[2:])
