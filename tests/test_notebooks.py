@@ -42,9 +42,15 @@ SMALLEST = {"benchmark.ipynb": (dict(n=4, workers=1, store_n=64, large_n=1000, s
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_experiment_runs(name, repo, tmp_path):
-    "At sizes that take seconds: no error, its figures, and what it is there to say."
+    "At sizes that take seconds: no error, its figures, what it is there to say, and the tables that a page of the docs reads."
     params, figures, words = SMALLEST[name]
+    if name == "benchmark.ipynb": params = params | dict(out=str(tmp_path/"tables"))
     outs = [o for c in nbformat.read(run_notebook(repo/"nbs"/name, tmp_path/name, params, progress=False), 4).cells for o in c.get("outputs", [])]
     text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outs)
     assert sum("image/png" in o.get("data", {}) for o in outs) >= figures # pyplot's own are not kept where there is no screen
     assert not [w for w in words if w not in text]
+    if name == "benchmark.ipynb":
+        kept, shown = tmp_path/"tables", repo/"nbs"/"results"/"speed"
+        assert {p.name for p in kept.iterdir()} == {p.name for p in shown.iterdir()}
+        assert all(p.read_text().splitlines()[0] == (shown/p.name).read_text().splitlines()[0] for p in kept.glob("*.tsv")) # the columns of what the page shows
+        assert str(tmp_path) not in (kept/"settings.tsv").read_text()

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
+from ptacl import encoder_ecg
 from ptacl.ceiling import ecg_latent_table
 from ptacl.comparison import parse_settings
 from ptacl.config import TrainConfig
 from ptacl.core import seed_everything
-from ptacl import encoder_ecg
 from ptacl.encoder_ecg import ECGEncoder, average_beat, strip_summary
 from ptacl.model import Batch
 from ptacl.pairs import Pairs, draw_batch, load_data
@@ -112,7 +112,7 @@ def score(store: str, development: str, *folders: str) -> None:
 
 
 def latents(cohort: str, seed: str, held_out: str, development: str, development_seed: str) -> None:
-    "Mean R2 of a linear probe of the true latents, fitted on all but the held-out participants: on these, on the development participants, and there without each latent."
+    "R2 of a linear probe of the true latents, fitted on all but the held-out participants: on these, on the development participants, and there the mean without each latent."
     x, y = {}, {}
     for name, folder, number in (("cohort", cohort, seed), ("development", development, development_seed)):
         table = pd.read_csv(Path(folder)/"participants.tsv", sep="\t", dtype=dict(participant_id=str))
