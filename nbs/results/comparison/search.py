@@ -3,11 +3,15 @@
     python search.py train STORE FOLDER "lr 0.002"       # PTACL with the recipe of compare_phantom.yaml and other settings, on STORE's training participants
     python search.py score STORE DEVELOPMENT FOLDER ...  # probes fitted on STORE's training participants, scored on everybody in the store DEVELOPMENT; a line to search.tsv
     python search.py train-finer STORE FOLDER "local_weight 0.0"  # the same, and the ECG encoder is told the profile of QRS in steps of 4 ms; its run is scored with score-finer
+    python search.py train-earlier STORE FOLDER ""  # the same, and the local loss reads the tokens before the last block of each encoder
+    python search.py train-rising STORE FOLDER "local_weight 0.6"  # the same, and the weight of the local loss grows from 0 to that; train-falling is the other way round
     python search.py latents COHORT 11 HELD_OUT.TSV DEVELOPMENT-COHORT 12  # what the phantom's true ECG latents give a linear probe with the same labels, and without each of them
 
 STORE is the store that compare.ipynb prepares (FOLDER/store-systole), DEVELOPMENT one of 1,500 participants of seed 12.
 """
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +19,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
-from ptacl import encoder_ecg
+from ptacl import encoder_ecg, trainer
 from ptacl.ceiling import ecg_latent_table
 from ptacl.comparison import parse_settings
 from ptacl.config import TrainConfig
 from ptacl.core import seed_everything
+from ptacl.encoder_cine import CineEncoder
 from ptacl.encoder_ecg import ECGEncoder, average_beat, strip_summary
 from ptacl.model import Batch
 from ptacl.pairs import Pairs, draw_batch, load_data
@@ -57,6 +62,32 @@ def finer() -> None:
         init(self, *args, **kwargs)
         self.summary = torch.nn.Linear(self.summary.in_features+71, self.dim)
     ECGEncoder.__init__, encoder_ecg.strip_summary = wider, lambda signal_BLT, seen_BLC: torch.cat([coarse(signal_BLT, seen_BLC), slope_profile(signal_BLT, seen_BLC)], 1)
+
+
+def earlier() -> None:
+    "Let every encoder that is made from now on give the tokens before its last block to whoever asks for tokens; the strip's or the cine's vector stays that after it."
+    def changed(cls: type, blocks: str, first: int) -> None:
+        init, forward = cls.__init__, cls.forward
+        def with_hook(self, *args, **kwargs):
+            init(self, *args, **kwargs)
+            getattr(self, blocks)[-1].register_forward_pre_hook(lambda block, given: setattr(block, "came_in", given[0]))
+        def with_earlier(self, *args, **kwargs):
+            _, pooled = forward(self, *args, **kwargs)
+            return self.norm(getattr(self, blocks)[-1].came_in[:, first:]), pooled
+        cls.__init__, cls.forward = with_hook, with_earlier
+    changed(ECGEncoder, "blocks", 1), changed(CineEncoder, "blocks_time", 0)
+
+
+def scheduled(share_at: Callable[[float], float]) -> None:
+    "Let the weight of the local loss be `local_weight` times a share, which depends on how much of the training is done."
+    loss, fit_before, done = trainer.objective, trainer.train_step, dict(share=1.)
+    def step(state, batch, cfg, n_steps, *args, **kwargs):
+        done["share"] = share_at(state.step/n_steps)
+        return fit_before(state, batch, cfg, n_steps, *args, **kwargs)
+    trainer.train_step, trainer.objective = step, lambda out, temperature, cfg: loss(out, temperature, replace(cfg, local_weight=cfg.local_weight*done["share"]))
+
+
+VARIANTS = dict(finer=finer, earlier=earlier, rising=lambda: scheduled(lambda x: x), falling=lambda: scheduled(lambda x: 1-x))
 
 
 def train(store: str, folder: str, text: str) -> None:
@@ -129,5 +160,5 @@ def latents(cohort: str, seed: str, held_out: str, development: str, development
 
 if __name__ == "__main__":
     what, _, how = sys.argv[1].partition("-")
-    if how == "finer": finer()
+    if how: VARIANTS[how]()
     dict(train=train, score=score, latents=latents)[what](*sys.argv[2:])
