@@ -2,7 +2,7 @@
 
     python search.py train STORE FOLDER "lr 0.002"       # PTACL with the recipe of compare_phantom.yaml and other settings, on STORE's training participants
     python search.py score STORE DEVELOPMENT FOLDER ...  # probes fitted on STORE's training participants, scored on everybody in the store DEVELOPMENT; a line to search.tsv
-    python search.py train-finer STORE FOLDER "local_weight 0.0"  # the same, and the ECG encoder is told the profile of QRS in steps of 4 ms; its run is scored with score-finer
+    python search.py train-finer STORE FOLDER "local_weight 0.0"  # the same, and the ECG encoder is told the profile of QRS in steps of 4 ms; its run is scored with score-finer; train-standard standardises all that it is told, too
     python search.py train-earlier STORE FOLDER ""  # the same, and the local loss reads the tokens before the last block of each encoder
     python search.py train-rising STORE FOLDER "local_weight 0.6"  # the same, and the weight of the local loss grows from 0 to that; train-falling is the other way round
     python search.py latents COHORT 11 HELD_OUT.TSV DEVELOPMENT-COHORT 12  # what the phantom's true ECG latents give a linear probe with the same labels, and without each of them
@@ -64,6 +64,34 @@ def finer() -> None:
     ECGEncoder.__init__, encoder_ecg.strip_summary = wider, lambda signal_BLT, seen_BLC: torch.cat([coarse(signal_BLT, seen_BLC), slope_profile(signal_BLT, seen_BLC)], 1)
 
 
+class Standardised(torch.nn.Module):
+    "Numbers less their mean over the training participants, by their deviation."
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n)), self.register_buffer("sd", torch.ones(n))
+
+    def forward(self, x_BK: torch.Tensor) -> torch.Tensor:
+        return (x_BK-self.mean)/self.sd
+
+    @torch.no_grad()
+    def fit(self, model: torch.nn.Module, pairs: Pairs, cfg: TrainConfig) -> None:
+        "Take mean and deviation of the summaries of first windows; a number that hardly varies stays small."
+        x_PK = torch.cat([encoder_ecg.strip_summary((torch.as_tensor(draw_batch(pairs, rows, round(cfg.window_s*cfg.fs))["signal_BLT"])-model.ecg_mean_L[:, None])/model.ecg_sd_L[:, None], torch.ones(len(rows), 12, 50))
+                          for rows in np.array_split(np.arange(len(pairs)), max(1, len(pairs)//64))])
+        self.mean.copy_(x_PK.mean(0)), self.sd.copy_(x_PK.std(0).clamp(min=1e-2))
+
+
+def standard() -> None:
+    "As `finer`, and what the encoder is told is standardised."
+    finer()
+    init = ECGEncoder.__init__
+    def scaled(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.summary = torch.nn.Sequential(Standardised(self.summary.in_features), self.summary)
+    ECGEncoder.__init__ = scaled
+
+
 def earlier() -> None:
     "Let every encoder that is made from now on give the tokens before its last block to whoever asks for tokens; the strip's or the cine's vector stays that after it."
     def changed(cls: type, blocks: str, first: int) -> None:
@@ -87,7 +115,7 @@ def scheduled(share_at: Callable[[float], float]) -> None:
     trainer.train_step, trainer.objective = step, lambda out, temperature, cfg: loss(out, temperature, replace(cfg, local_weight=cfg.local_weight*done["share"]))
 
 
-VARIANTS = dict(finer=finer, earlier=earlier, rising=lambda: scheduled(lambda x: x), falling=lambda: scheduled(lambda x: 1-x))
+VARIANTS = dict(finer=finer, standard=standard, earlier=earlier, rising=lambda: scheduled(lambda x: x), falling=lambda: scheduled(lambda x: 1-x))
 
 
 def train(store: str, folder: str, text: str) -> None:
@@ -97,6 +125,7 @@ def train(store: str, folder: str, text: str) -> None:
     pairs = load_data(store, cfg, progress=False)[1].split("train")
     seed_everything(cfg.seed)
     model = fit_input_scaling(start_encoders(build_system(cfg), cfg), pairs)
+    for scaling in (m for m in model.modules() if isinstance(m, Standardised)): scaling.fit(model, pairs, cfg)
     Path(folder).mkdir(parents=True, exist_ok=True)
     fit(cfg, model, pairs, pairs.take(range(64)), checkpoint=Path(folder)/"last.ckpt", progress=False)
     save_pretrained(model, cfg, folder)
@@ -111,7 +140,8 @@ def features(model: torch.nn.Module, pairs: Pairs, cfg: TrainConfig) -> dict[str
         scaled_BLT = (b.signal_BLT-model.ecg_mean_L[:, None])/model.ecg_sd_L[:, None]*b.lead_ok_BL[..., None]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens_BND, cls_BD = model.encode_ecg(b.signal_BLT, b.lead_ok_BL)
-            said = dict(cls=cls_BD, ecg=model.ecg_head(cls_BD), cmr=model.embed_cine(b), mean=tokens_BND.float().mean(1), leads=tokens_BND.float().unflatten(1, (12, -1)).mean(2).flatten(1))
+            said = dict(cls=cls_BD, ecg=model.ecg_head(cls_BD), mean=tokens_BND.float().mean(1), leads=tokens_BND.float().unflatten(1, (12, -1)).mean(2).flatten(1))
+            if cfg.system != "supervised": said["cmr"] = model.embed_cine(b)
         for k, v in (said | dict(summary=encoder_ecg.strip_summary(scaled_BLT, torch.ones(len(rows), 12, 50)), profile=slope_profile(scaled_BLT, torch.ones(len(rows), 12, 50)))).items(): found.setdefault(k, []).append(v.float())
     return {k: torch.cat(v).numpy() for k, v in found.items()}
 
@@ -133,11 +163,12 @@ def score(store: str, development: str, *folders: str) -> None:
         fitted, asked = load_data(store, cfg, progress=False)[1].split("train"), load_data(development, cfg, progress=False)[1]
         known, truth = logged(fitted.table), logged(asked.table)
         a, b = features(model.eval(), fitted, cfg), features(model, asked, cfg)
-        row = dict(run=Path(folder).name, n=len(asked), median_rank=float(np.median(ranks(b["ecg"], b["cmr"]))))
-        similar = similar_by_participant(b["ecg"], b["cmr"], asked.table[PHENOTYPES], 5).query("phenotype == @ALL and metric == @DISTANCE")
-        row |= {"distance of found CMRs (SD)": similar.value.mean()}
+        row = dict(run=Path(folder).name, n=len(asked), median_rank=np.nan) | {"distance of found CMRs (SD)": np.nan}
+        if "cmr" in b:
+            similar = similar_by_participant(b["ecg"], b["cmr"], asked.table[PHENOTYPES], 5).query("phenotype == @ALL and metric == @DISTANCE")
+            row |= dict(median_rank=float(np.median(ranks(b["ecg"], b["cmr"])))) | {"distance of found CMRs (SD)": similar.value.mean()}
         probe = lambda names, columns: r2(truth[columns].astype(float), predict_phenotypes(np.concatenate([a[k] for k in names], 1), known[columns], np.concatenate([b[k] for k in names], 1), fit_ridge))
-        row |= {f"mean R2 from {title}": probe(names, PHENOTYPES).mean() for title, names in READ_FROM.items()} | {"mean R2 from the CMR embedding": probe(["cmr"], PHENOTYPES).mean()}
+        row |= {f"mean R2 from {title}": probe(names, PHENOTYPES).mean() for title, names in READ_FROM.items()} | {"mean R2 from the CMR embedding": probe(["cmr"], PHENOTYPES).mean() if "cmr" in b else np.nan}
         row |= {f"R2 of {k.replace('truth_', '')} from CLS": v for k, v in probe(["cls"], LATENTS).items()}
         pd.DataFrame([row]).to_csv("search.tsv", sep="\t", mode="a", header=not Path("search.tsv").exists(), index=False, float_format="%.4g")
 
