@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEAREST', 'parse_settings', 'CompareConfig', 'common_settings', 'cells_of', 'stored_data', 'held_out_table',
-           'run_cell', 'read_cells', 'r2_statistics', 'auroc_statistics', 'comparison_tables']
+           'run_cell', 'read_cells', 'r2_statistics', 'auroc_statistics', 'few_labels', 'comparison_tables']
 
 # %% ../nbs/72_comparison.ipynb #b8c98102
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from sklearn.preprocessing import StandardScaler
 from .baselines import METHODS, Cell, comparison_cells, demographic_features, ecg_feature_table, feature_filler
 from .config import Parameters, TrainConfig, check_names, checked_type
@@ -25,7 +25,7 @@ from .model import count_parameters
 from .pairs import Pairs, load_data
 from .pretrained import save_pretrained, start_encoders
 from .pretraining import PretrainConfig, load_recordings, masked_model_from_config, pretrain, save_pretraining
-from .probe import classification_statistics, fit_ridge, predict_conditions, predict_phenotypes, regression_statistics
+from .probe import classification_statistics, fit_ridge, label_subsets, predict_conditions, predict_phenotypes, regression_statistics
 from .retrieval import ALL, DISTANCE, ranks, similar_by_participant
 from .runlog import environment
 from .statistics import compare_methods, mean_statistics, rank_statistics, score_over_seeds
@@ -244,6 +244,27 @@ def auroc_statistics(
     "AUROC of several conditions and their mean."
     each = np.stack([classification_statistics(sample[:, :, c])[:, 0] for c in range(sample.shape[2])], axis=1)
     return np.concatenate([each.mean(1, keepdims=True), each], axis=1)
+
+# %% ../nbs/72_comparison.ipynb #31691072
+def few_labels(
+    cfg:CompareConfig, # data, out, methods, seeds, phenotypes
+    fractions:Sequence[float]=(.01, .03, .1, .3, 1.), # shares of the training participants with a label; of less than ten none is made
+    draws:int=10,      # random subsets of each share
+)->pd.DataFrame:       # method, title, cell, n_labels, draw, value (mean R2 of the phenotypes); no rows where no cell has its embeddings
+    "How well the phenotypes are read from each encoder when few have a label."
+    train_cfg = TrainConfig.from_params(common_settings(cfg)[0])
+    cells = [c for c in cells_of(cfg) if c.method != "supervised" and (_folder(cfg)/c.key/"cell.json").exists() and (_folder(cfg)/c.key/"embeddings.safetensors").exists()]
+    names,rows = [n.strip() for n in cfg.phenotypes.split(",")],[]
+    known = load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1].split("train").table[names].reset_index(drop=True) if cells else pd.DataFrame()
+    for cell in cells:
+        z,held_out = load_file(_folder(cfg)/cell.key/"embeddings.safetensors"),pd.read_csv(_folder(cfg)/cell.key/"held_out.tsv", sep="\t")
+        truth_BY = held_out[[f"true_{n}" for n in names]].to_numpy(float)
+        for draw in range(draws):
+            for subset in label_subsets(len(known), fractions, seed=draw).values():
+                if len(subset) < 10 or draw and len(subset) == len(known): continue
+                predicted = predict_phenotypes(z["train_ecg_BD"][subset], known.iloc[subset].reset_index(drop=True), z["test_ecg_BD"], fit_ridge)
+                rows.append((cell.method, METHODS[cell.method].title, cell.key, len(subset), draw, float(r2_statistics(np.stack([truth_BY, predicted[names].to_numpy(float)], axis=2)[None])[0, 0])))
+    return pd.DataFrame(rows, columns=["method", "title", "cell", "n_labels", "draw", "value"])
 
 # %% ../nbs/72_comparison.ipynb #239a3bb4
 def _tasks(tables:Sequence[pd.DataFrame])->dict[str,tuple[Callable,list[str],list[float],Callable[[pd.DataFrame],np.ndarray|None]]]:

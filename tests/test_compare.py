@@ -35,6 +35,13 @@ def test_scores_are_complete_and_compared_in_pairs(made):
     assert (scores.low <= scores.value+1e-9).all() and (scores.value <= scores.high+1e-9).all()
 
 
+def test_few_labels_end_where_the_scores_are(made):
+    labels, scores = (pd.read_csv(made[0]/"c"/f"{n}.tsv", sep="\t") for n in ("labels", "scores"))
+    assert set(labels.n_labels) == {14, 48} and "supervised" not in set(labels.method) and (made[0]/"c"/"labels.png").stat().st_size > 10_000
+    value = scores[scores.metric == "mean R2"].set_index("method").value
+    for method, of_all in labels[labels.n_labels == 48].groupby("method").value.mean().items(): assert abs(of_all-value[method]) < 1e-3
+
+
 def test_started_again_trains_nothing(repo, made):
     "What is made stays as it is; a cell that is missing is made again."
     out = made[0]
