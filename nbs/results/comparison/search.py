@@ -6,6 +6,7 @@
     python search.py train-earlier STORE FOLDER ""  # the same, and the local loss reads the tokens before the last block of each encoder
     python search.py train-rising STORE FOLDER "local_weight 0.6"  # the same, and the weight of the local loss grows from 0 to that; train-falling is the other way round
     python search.py latents COHORT 11 HELD_OUT.TSV DEVELOPMENT-COHORT 12  # what the phantom's true ECG latents give a linear probe with the same labels, and without each of them
+    python search.py recordings STORE RUN FOLDER  # what RUN makes of the public records in FOLDER: one ECG at two rates, and fibrillation; to recordings.tsv
 
 STORE is the store that compare.ipynb prepares (FOLDER/store-systole), DEVELOPMENT one of 1,500 participants of seed 12.
 """
@@ -24,19 +25,27 @@ from ptacl.ceiling import ecg_latent_table
 from ptacl.comparison import parse_settings
 from ptacl.config import TrainConfig
 from ptacl.core import seed_everything
+from ptacl.embed import find_ecgs
 from ptacl.encoder_cine import CineEncoder
 from ptacl.encoder_ecg import ECGEncoder, average_beat, strip_summary
+from ptacl.evaluation import diagnoses_of
 from ptacl.model import Batch
 from ptacl.pairs import Pairs, draw_batch, load_data
-from ptacl.phantom_latents import draw_latents
+from ptacl.phantom_ecg import simulate_ecg
+from ptacl.phantom_latents import draw_latents, participant_rng
 from ptacl.pretrained import from_pretrained, save_pretrained, start_encoders
-from ptacl.probe import fit_ridge, predict_phenotypes
+from ptacl.probe import fit_ridge, predict_conditions, predict_phenotypes
 from ptacl.retrieval import ALL, DISTANCE, ranks, similar_by_participant
 from ptacl.systems import SYSTEMS, build_system
 from ptacl.trainer import fit, fit_input_scaling
+from safetensors.numpy import load_file
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.preprocessing import StandardScaler
 
 PHENOTYPES = ["lvedv_ml", "lvesv_ml", "lvef", "lvm_g"]
 LATENTS = ["heart_rate_ecg_bpm", "truth_qrs_ms", "truth_pr_ms", "truth_qt_ms", "truth_axis_deg", "truth_transition_deg", "truth_qrst_deg", "truth_voltage_gain", "truth_t_gain", "truth_right_force"]
+SAME_ECG = ("HR00001", "00001_lr") # the record that is among the public ones at 500 and at 100 Hz
 READ_FROM = {"CLS": ["cls"], "mean of the patches": ["mean"], "CLS and mean": ["cls", "mean"], "CLS and leads": ["cls", "leads"], "strip's summary": ["summary"], "CLS and the profile of QRS": ["cls", "profile"], "shared embedding": ["ecg"]}
 
 
@@ -189,7 +198,27 @@ def latents(cohort: str, seed: str, held_out: str, development: str, development
     print("development, mean without", pd.Series({n: reached("development", [n]).mean() for n in x["cohort"]}).round(3).sort_values().to_dict())
 
 
+def recordings(store: str, run: str, folder: str) -> None:
+    "Fibrillation by a probe of the store's training participants, and by one of 800 other simulated ECGs of which half have it; and how near one ECG lies to itself at another rate."
+    encoder, known = ECGEncoder.from_pretrained(run), load_data(store, from_pretrained(run)[1], progress=False)[1].split("train").table[["af"]].astype(float).reset_index(drop=True)
+    others = [draw_latents(k, 13, {"af": .5}) for k in range(800)]
+    ecgs, has_af = [simulate_ecg(x, participant_rng(k, 13, "ecg"), 10.)[0] for k, x in enumerate(others)], pd.DataFrame(dict(af=[float(x.af) for x in others]))
+    rows = []
+    for who, windows in (("training participants", "first"), ("800 others, half of them sick", "first"), ("800 others, half of them sick", "mean")):
+        fitted, labels = (load_file(Path(run)/"embeddings.safetensors")["train_ecg_BD"], known) if who == "training participants" else (encoder.embed(ecgs, windows=windows).to_numpy(), has_af)
+        z = encoder.embed(find_ecgs(folder).values(), errors="skip", windows=windows)
+        said, names = [diagnoses_of(r) or [] if r.endswith(".hea") else [] for r in z.index], [Path(r).stem for r in z.index]
+        is_sick, is_sinus = (np.array([d in x for x in said]) for d in ("af", "sinus"))
+        p = predict_conditions(fitted, labels, z.to_numpy()).af.to_numpy()
+        x_RD = StandardScaler().fit(fitted).transform(z.to_numpy())
+        similarity = cosine_similarity(x_RD)-2*np.eye(len(z))
+        i, j = (names.index(n) for n in SAME_ECG)
+        rows.append(dict(probe_of=who, cases=int(labels.af.sum()), windows=windows, records=len(z), fibrillation=int(is_sick.sum()), sinus=int(is_sinus.sum()), auroc_against_sinus=roc_auc_score(is_sick[is_sick | is_sinus], p[is_sick | is_sinus]),
+                         fibrillation_found=int((p[is_sick] > .5).sum()), sinus_called_fibrillation=int((p[is_sinus] > .5).sum()), mutual_nearest=bool(similarity[i].argmax() == j and similarity[j].argmax() == i), similarity=similarity[i, j]))
+    pd.DataFrame(rows).to_csv("recordings.tsv", sep="\t", index=False, float_format="%.4g")
+
+
 if __name__ == "__main__":
     what, _, how = sys.argv[1].partition("-")
     if how: VARIANTS[how]()
-    dict(train=train, score=score, latents=latents)[what](*sys.argv[2:])
+    dict(train=train, score=score, latents=latents, recordings=recordings)[what](*sys.argv[2:])
