@@ -129,7 +129,7 @@ def _trained(cell:Cell, cfg:CompareConfig, folder:Path, progress:bool)->tuple[di
                  weights_ecg=count_parameters(model.ecg_encoder), weights=count_parameters(model), has_cmr=bool(z["test"].cmr_BE.numel()))
     write_atomic(folder/"log.csv", lambda tmp: pd.DataFrame(state.log).to_csv(tmp, index=False))
     save_pretrained(model, replace(train_cfg, data=str(store.resolve())), folder) # so that evaluate.ipynb finds the participants
-    return {k:np.ascontiguousarray(v.numpy()) for k,v in found.items() if v.numel()},train,test,facts
+    return {k:v.numpy() for k,v in found.items() if v.numel()},train,test,facts
 
 def _pretrained(cell:Cell, cfg:CompareConfig, progress:bool)->Path:
     "The encoder that masked pre-training gives, made once for all cells that start from it."
@@ -207,7 +207,7 @@ def run_cell(
     folder.mkdir(parents=True, exist_ok=True)
     arrays,train,test,facts = _features_of(cell, cfg) if cell.features else _trained(cell, cfg, folder, progress)
     table = held_out_table(arrays, train.table, test.table, cfg)
-    write_atomic(folder/"embeddings.safetensors", lambda tmp: save_file(arrays, tmp))
+    write_atomic(folder/"embeddings.safetensors", lambda tmp: save_file({k:np.ascontiguousarray(v) for k,v in arrays.items()}, tmp)) # safetensors writes the memory as it lies
     write_atomic(folder/"held_out.tsv", lambda tmp: table.to_csv(tmp, sep="\t", index=False, float_format="%.6g", lineterminator="\n"))
     facts |= {k:v for k,v in environment().items() if k in ("commit", "torch", "cores", "threads", "gpu")}
     write_atomic(folder/"cell.json", lambda tmp: tmp.write_text(json.dumps(want | facts, indent=1)+"\n"))

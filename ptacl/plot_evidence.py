@@ -90,8 +90,8 @@ def plot_forest(
     return fig
 
 # %% ../nbs/62_plot_evidence.ipynb #81b8268f
-_ORDER = ("blue", "vermillion", "green", "purple", "orange", "black")
-_MARKERS = "os^Dv*"
+_ORDER = ("blue", "vermillion", "green", "purple", "orange", "black", "sky")
+_MARKERS = "os^Dv*P"
 
 def plot_calibration(
     bins:pd.DataFrame,              # table of `calibration_bins`; several with a column `method` to compare them
@@ -136,7 +136,7 @@ def plot_label_efficiency(
     for i,(name,part) in enumerate(table.groupby("method", sort=False)):
         colour,mean = COLOURS[_ORDER[i%len(_ORDER)]],part.groupby("n_labels").value.mean()
         ax.plot(part.n_labels, part.value, _MARKERS[i%len(_MARKERS)], color=colour, markersize=3.5, alpha=0.5, gid="seeds")
-        ax.plot(mean.index, mean.to_numpy(), color=colour, linewidth=1.8, gid="mean", label=str(name))
+        ax.plot(mean.index, mean.to_numpy(), color=colour, linewidth=1.8, gid="mean", marker=_MARKERS[i%len(_MARKERS)], markersize=5, label=str(name))
     if "chance" in table and table.chance.notna().any(): ax.axhline(table.chance.mean(), color=COLOURS["grey"], linestyle=":", linewidth=1.2, label="chance")
     if ceiling is not None: ax.axhline(ceiling, color=COLOURS["green"], linewidth=1.4, label="ceiling", gid="ceiling")
     _style(ax, "Label efficiency", "participants with a label", metric)
