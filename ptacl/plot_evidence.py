@@ -124,6 +124,7 @@ def plot_label_efficiency(
     metric:str,                     # what `value` is, with its unit, e.g. "R² of LVEDV"
     *,
     ceiling:float|None=None,        # of the metric, drawn as a green line
+    floor:float|None=None,          # lowest value that is drawn, as few labels may give anything; None = all
     fig:Figure|SubFigure|None=None, # figure or part of one to fill (constrained layout); None = a new sheet
 )->Figure|SubFigure:                # the figure drawn on
     "A score over the number of labelled participants, seeds and their mean."
@@ -143,6 +144,7 @@ def plot_label_efficiency(
     ax.set_xscale("log")
     ax.set_xticks(sorted(table.n_labels.unique()), [f"{n:,}" for n in sorted(table.n_labels.unique())])
     ax.minorticks_off()
+    if floor is not None: ax.set_ylim(bottom=floor)
     ax.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return fig
 
