@@ -144,7 +144,7 @@ def plot_label_efficiency(
     ax.set_xscale("log")
     ax.set_xticks(sorted(table.n_labels.unique()), [f"{n:,}" for n in sorted(table.n_labels.unique())])
     ax.minorticks_off()
-    if floor is not None: ax.set_ylim(bottom=floor)
+    if floor is not None: ax.set_ylim(floor, table.value.max()+.1*(table.value.max()-floor))
     ax.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return fig
 
