@@ -203,17 +203,20 @@ def recordings(store: str, run: str, folder: str) -> None:
     encoder, known = ECGEncoder.from_pretrained(run), load_data(store, from_pretrained(run)[1], progress=False)[1].split("train").table[["af"]].astype(float).reset_index(drop=True)
     others = [draw_latents(k, 13, {"af": .5}) for k in range(800)]
     ecgs, has_af = [simulate_ecg(x, participant_rng(k, 13, "ecg"), 10.)[0] for k, x in enumerate(others)], pd.DataFrame(dict(af=[float(x.af) for x in others]))
-    rows = []
+    rows, simulated = [], {}
     for who, windows in (("training participants", "first"), ("800 others, half of them sick", "first"), ("800 others, half of them sick", "mean")):
-        fitted, labels = (load_file(Path(run)/"embeddings.safetensors")["train_ecg_BD"], known) if who == "training participants" else (encoder.embed(ecgs, windows=windows).to_numpy(), has_af)
+        simulated[windows] = simulated.get(windows, encoder.embed(ecgs, windows=windows).to_numpy())
+        fitted, labels = (load_file(Path(run)/"embeddings.safetensors")["train_ecg_BD"], known) if who == "training participants" else (simulated[windows], has_af)
         z = encoder.embed(find_ecgs(folder).values(), errors="skip", windows=windows)
         said, names = [diagnoses_of(r) or [] if r.endswith(".hea") else [] for r in z.index], [Path(r).stem for r in z.index]
         is_sick, is_sinus = (np.array([d in x for x in said]) for d in ("af", "sinus"))
         p = predict_conditions(fitted, labels, z.to_numpy()).af.to_numpy()
+        part = np.arange(len(ecgs)) < 600
+        held_out = predict_conditions(fitted, labels, simulated[windows]).af if who == "training participants" else predict_conditions(fitted[part], labels[part].reset_index(drop=True), fitted[~part]).af
         x_RD = StandardScaler().fit(fitted).transform(z.to_numpy())
         similarity = cosine_similarity(x_RD)-2*np.eye(len(z))
         i, j = (names.index(n) for n in SAME_ECG)
-        rows.append(dict(probe_of=who, cases=int(labels.af.sum()), windows=windows, records=len(z), fibrillation=int(is_sick.sum()), sinus=int(is_sinus.sum()), auroc_against_sinus=roc_auc_score(is_sick[is_sick | is_sinus], p[is_sick | is_sinus]),
+        rows.append(dict(probe_of=who, cases=int(labels.af.sum()), windows=windows, auroc_simulated=roc_auc_score(has_af.af[-len(held_out):], held_out), records=len(z), fibrillation=int(is_sick.sum()), sinus=int(is_sinus.sum()), auroc_against_sinus=roc_auc_score(is_sick[is_sick | is_sinus], p[is_sick | is_sinus]),
                          fibrillation_found=int((p[is_sick] > .5).sum()), sinus_called_fibrillation=int((p[is_sinus] > .5).sum()), mutual_nearest=bool(similarity[i].argmax() == j and similarity[j].argmax() == i), similarity=similarity[i, j]))
     pd.DataFrame(rows).to_csv("recordings.tsv", sep="\t", index=False, float_format="%.4g")
 
