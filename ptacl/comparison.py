@@ -250,21 +250,23 @@ def few_labels(
     cfg:CompareConfig, # data, out, methods, seeds, phenotypes
     fractions:Sequence[float]=(.01, .03, .1, .3, 1.), # shares of the training participants with a label; of less than ten none is made
     draws:int=10,      # random subsets of each share
-)->pd.DataFrame:       # method, title, cell, n_labels, draw, value (mean R2 of the phenotypes); no rows where no cell has its embeddings
+)->pd.DataFrame:       # method, title, cell, n_labels, draw, value (mean R2 of the phenotypes), within (the same of predictions within the range of the labels); no rows where no cell has its embeddings
     "How well the phenotypes are read from each encoder when few have a label."
-    train_cfg = TrainConfig.from_params(common_settings(cfg)[0])
-    cells = [c for c in cells_of(cfg) if c.method != "supervised" and (_folder(cfg)/c.key/"cell.json").exists() and (_folder(cfg)/c.key/"embeddings.safetensors").exists()]
-    names,rows = [n.strip() for n in cfg.phenotypes.split(",")],[]
-    known = load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1].split("train").table[names].reset_index(drop=True) if cells else pd.DataFrame()
-    for cell in cells:
-        z,held_out = load_file(_folder(cfg)/cell.key/"embeddings.safetensors"),pd.read_csv(_folder(cfg)/cell.key/"held_out.tsv", sep="\t")
-        truth_BY = held_out[[f"true_{n}" for n in names]].to_numpy(float)
+    common,names,people,rows = common_settings(cfg)[0],[n.strip() for n in cfg.phenotypes.split(",")],{},[]
+    for cell in cells_of(cfg):
+        folder,train_cfg = _folder(cfg)/cell.key,TrainConfig.from_params(cell.params or common)
+        if train_cfg.system == "supervised" or not ((folder/"cell.json").exists() and (folder/"embeddings.safetensors").exists()): continue
+        if train_cfg.phase_map not in people: people[train_cfg.phase_map] = load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1].split("train").table[names].reset_index(drop=True)
+        z,truth,known = load_file(folder/"embeddings.safetensors"),pd.read_csv(folder/"held_out.tsv", sep="\t")[[f"true_{n}" for n in names]].set_axis(names, axis=1),people[train_cfg.phase_map]
+        if len(z["train_ecg_BD"]) != len(known): raise BadInput(folder, f"holds embeddings of {len(z['train_ecg_BD'])} training participants, the data has {len(known)}", "Delete the folder, so that the cell is made again")
         for draw in range(draws):
             for subset in label_subsets(len(known), fractions, seed=draw).values():
                 if len(subset) < 10 or draw and len(subset) == len(known): continue
-                predicted = predict_phenotypes(z["train_ecg_BD"][subset], known.iloc[subset].reset_index(drop=True), z["test_ecg_BD"], fit_ridge)
-                rows.append((cell.method, METHODS[cell.method].title, cell.key, len(subset), draw, float(r2_statistics(np.stack([truth_BY, predicted[names].to_numpy(float)], axis=2)[None])[0, 0])))
-    return pd.DataFrame(rows, columns=["method", "title", "cell", "n_labels", "draw", "value"])
+                labels = known.iloc[subset].reset_index(drop=True)
+                predicted = predict_phenotypes(z["train_ecg_BD"][subset], labels, z["test_ecg_BD"], fit_ridge)
+                both = np.stack([np.stack([truth, p], axis=2) for p in (predicted, predicted.clip(labels.min(), labels.max(), axis=1))])
+                rows.append((cell.method, METHODS[cell.method].title, cell.key, len(subset), draw, *r2_statistics(both)[:, 0]))
+    return pd.DataFrame(rows, columns=["method", "title", "cell", "n_labels", "draw", "value", "within"])
 
 # %% ../nbs/72_comparison.ipynb #239a3bb4
 def _tasks(tables:Sequence[pd.DataFrame])->dict[str,tuple[Callable,list[str],list[float],Callable[[pd.DataFrame],np.ndarray|None]]]:

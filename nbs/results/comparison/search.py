@@ -117,11 +117,11 @@ def earlier() -> None:
 
 def scheduled(share_at: Callable[[float], float]) -> None:
     "Let the weight of the local loss be `local_weight` times a share, which depends on how much of the training is done."
-    loss, fit_before, done = trainer.objective, trainer.train_step, dict(share=1.)
+    loss, step_before, now = trainer.objective, trainer.train_step, dict(share=1.)
     def step(state, batch, cfg, n_steps, *args, **kwargs):
-        done["share"] = share_at(state.step/n_steps)
-        return fit_before(state, batch, cfg, n_steps, *args, **kwargs)
-    trainer.train_step, trainer.objective = step, lambda out, temperature, cfg: loss(out, temperature, replace(cfg, local_weight=cfg.local_weight*done["share"]))
+        now["share"] = share_at(state.step/n_steps)
+        return step_before(state, batch, cfg, n_steps, *args, **kwargs)
+    trainer.train_step, trainer.objective = step, lambda out, temperature, cfg: loss(out, temperature, replace(cfg, local_weight=cfg.local_weight*now["share"]))
 
 
 VARIANTS = dict(finer=finer, standard=standard, earlier=earlier, rising=lambda: scheduled(lambda x: x), falling=lambda: scheduled(lambda x: 1-x))
@@ -205,7 +205,7 @@ def recordings(store: str, run: str, folder: str) -> None:
     ecgs, has_af = [simulate_ecg(x, participant_rng(k, 13, "ecg"), 10.)[0] for k, x in enumerate(others)], pd.DataFrame(dict(af=[float(x.af) for x in others]))
     rows, simulated = [], {}
     for who, windows in (("training participants", "first"), ("800 others, half of them sick", "first"), ("800 others, half of them sick", "mean")):
-        simulated[windows] = simulated.get(windows, encoder.embed(ecgs, windows=windows).to_numpy())
+        if windows not in simulated: simulated[windows] = encoder.embed(ecgs, windows=windows).to_numpy()
         fitted, labels = (load_file(Path(run)/"embeddings.safetensors")["train_ecg_BD"], known) if who == "training participants" else (simulated[windows], has_af)
         z = encoder.embed(find_ecgs(folder).values(), errors="skip", windows=windows)
         said, names = [diagnoses_of(r) or [] if r.endswith(".hea") else [] for r in z.index], [Path(r).stem for r in z.index]
