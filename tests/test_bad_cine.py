@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ptacl.cine import MIN_FRAMES, cine_from_array, cavity_mask, find_ed_es, find_heart, read_cine, sidecar_path, write_cine
+from ptacl.data.cine import MIN_FRAMES, cine_from_array, cavity_mask, find_ed_es, find_heart, read_cine, sidecar_path, write_cine
 from ptacl.core import BadInput
 
 F, N = 25, 40

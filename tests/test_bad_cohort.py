@@ -1,6 +1,6 @@
 """A cohort with every kind of spoiled participant next to good ones: each is named with the right reason, and the good ones stay.
 
-Whole-cohort faults (empty table, wrong header) are shown in nbs/16_cohort.ipynb.
+Whole-cohort faults (empty table, wrong header) are shown in nbs/data/65_cohort.ipynb.
 """
 import gzip
 import json
@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 import wfdb
 
-from ptacl.cohort import check_cohort, cohort_counts, leave_out, read_cohort, summarise_report
+from ptacl.data.cohort import check_cohort, cohort_counts, leave_out, read_cohort, summarise_report
 from ptacl.core import BadInput, samples_dir
-from ptacl.ecg import read_ecg
+from ptacl.data.ecg import read_ecg
 
 SECRET = "Jane-Doe-1960" # stands in cells that are nobody's business; must never appear in a report
 
@@ -217,9 +217,9 @@ def test_reading_changes_no_file(spoiled, tmp_path):
 
 def test_faults_of_ours_are_not_hidden(spoiled, monkeypatch):
     "Only BadInput becomes a row; a bug in a reader stops the check."
-    import ptacl.cohort
+    import ptacl.data.cohort
     def broken(path): raise KeyError("a bug")
-    monkeypatch.setattr(ptacl.cohort, "read_ecg", broken)
+    monkeypatch.setattr(ptacl.data.cohort, "read_ecg", broken)
     with pytest.raises(KeyError): check_cohort(read_cohort(spoiled[0]), progress=False)
 
 
@@ -232,6 +232,6 @@ def test_error_survives_a_worker(spoiled):
 
 def test_split_is_the_same_in_another_process():
     "Not Python's hash(), which differs from run to run."
-    code = "from ptacl.cohort import split_of; print([split_of(f'p{k}') for k in range(50)])"
+    code = "from ptacl.data.cohort import split_of; print([split_of(f'p{k}') for k in range(50)])"
     said = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": s}, check=True).stdout for s in ("1", "2")}
     assert len(said) == 1 and "test" in said.pop()

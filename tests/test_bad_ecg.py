@@ -8,7 +8,7 @@ import pytest
 import wfdb
 
 from ptacl.core import BadInput
-from ptacl.ecg import STANDARD_LEADS, ecg_from_array, einthoven_error_mv, read_ecg, standardise_ecg
+from ptacl.data.ecg import STANDARD_LEADS, ecg_from_array, einthoven_error_mv, read_ecg, standardise_ecg
 
 CHEST = np.array([[-.5, .1], [-.2, .5], [.4, .6], [.9, .6], [1., .5], [.8, .4]])
 

@@ -4,15 +4,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from ptacl.baselines import FEATURE_UNITS, METHODS, comparison_cells, ecg_features, feature_filler, local_weight_curve, median_beat
-from ptacl.beats import find_beats
+from ptacl.studies.methods import FEATURE_UNITS, METHODS, comparison_cells, ecg_features, feature_filler, local_weight_curve, median_beat
+from ptacl.data.beats import find_beats
 from ptacl.config import TrainConfig
-from ptacl.ecg import read_ecg, resample_ecg, standardise_ecg
-from ptacl.phantom_ecg import simulate_ecg
-from ptacl.phantom_latents import PREVALENCE, draw_latents, participant_rng, repolarisation_ms
-from ptacl.pretraining import PretrainConfig
-from ptacl.probe import ridge_probe
-from ptacl.systems import SYSTEMS
+from ptacl.data.ecg import read_ecg, resample_ecg, standardise_ecg
+from ptacl.phantom.ecg import simulate_ecg
+from ptacl.phantom.latents import PREVALENCE, draw_latents, participant_rng, repolarisation_ms
+from ptacl.training.pretraining import PretrainConfig
+from ptacl.evaluation.probe import ridge_probe
+from ptacl.models.systems import SYSTEMS
 
 SEED, N = 6, 150  # the thresholds of the features were chosen on seed 5
 

@@ -13,10 +13,10 @@ import torch, torch.distributed as dist
 from functools import partial
 from lightning_fabric import Fabric
 from ptacl.config import TrainConfig
-from ptacl.distributed import StartedDDP, own_rows, this_process
-from ptacl.large_batch import take_rows
-from ptacl.model import Batch, model_from_config
-from ptacl.trainer import TrainState, optimizer_from_config, train_step
+from ptacl.training.distributed import StartedDDP, own_rows, this_process
+from ptacl.training.large_batch import take_rows
+from ptacl.models.ptacl import Batch, model_from_config
+from ptacl.training.loop import TrainState, optimizer_from_config, train_step
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64) # Fabric gives outputs this type
@@ -94,13 +94,13 @@ import json, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from ptacl.cohort import read_cohort
+from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.model import model_from_config
-from ptacl.pairs import load_pairs
-from ptacl.runlog import open_run
-from ptacl.trainer import fit
+from ptacl.models.ptacl import model_from_config
+from ptacl.data.batches import load_pairs
+from ptacl.training.run_folder import open_run
+from ptacl.training.loop import fit
 torch.set_num_threads(1)
 folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
 cfg = TrainConfig(**(dict(out=str(folder), epochs=4, batch_size=7, window_s=1., n_frames=4, crop_px=16, phase_bins=4, workers=1, precision="32-true", accelerator="cpu", checkpoint_every=2, average_pairs=30, keep_best="val_loss", noise_mv=.05)|changes))
@@ -140,7 +140,7 @@ def test_two_processes_train_like_one(tmp_path):
 @pytest.mark.slow
 def test_torchrun_executes_the_notebook(repo, tmp_path):
     "The command of the docs: train.ipynb in two kernels, one result."
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ptacl.run", str(repo/"nbs"/"train.ipynb"), "out.ipynb"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ptacl.studies.launch", str(repo/"nbs"/"train.ipynb"), "out.ipynb"]
     for name, value in dict(devices=2, epochs=2, n_boot=20, n_frames=8, crop_px=32, out="run").items(): command += ["-p", name, str(value)]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

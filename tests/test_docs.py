@@ -41,14 +41,14 @@ def test_every_public_symbol_is_in_the_search(repo, site):
         names = re.search(r"__all__ = \[(.*?)\]", path.read_text(encoding="utf-8"), re.S)
         missing = [n for n in re.findall(r"'([^']+)'", names[1]) if f"ptacl.{path.stem}.{n}" not in found] if names else []
         assert not missing, f"{path.name}: {missing}"
-    assert "ptacl.loss_global.info_nce" in found
+    assert "ptacl.losses.contrast.info_nce" in found
 
 
 def test_entry_has_signature_and_meanings(site):
     text = (site/"loss_global.html").read_text(encoding="utf-8")
-    entry = re.sub(r"<[^>]+>", "", re.search(r'id="ptacl.loss_global.info_nce".*?<details', text, re.S)[0])
+    entry = re.sub(r"<[^>]+>", "", re.search(r'id="ptacl.losses.contrast.info_nce".*?<details', text, re.S)[0])
     for said in ("temperature: float | Tensor", "Symmetric InfoNCE over the B pairs", "divisor of the cosine similarity, &gt; 0", "ECG embeddings, (B, E)", "scalar, nats"): assert said in entry, said
-    assert re.search(r'href="layers.html#ptacl.layers.pool_by_phase"', (site/"loss_local.html").read_text(encoding="utf-8")) # a name in the prose
+    assert re.search(r'href="layers.html#ptacl.models.layers.pool_by_phase"', (site/"loss_local.html").read_text(encoding="utf-8")) # a name in the prose
 
 
 def test_figures_formulas_and_parameters_are_there(site):

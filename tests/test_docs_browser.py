@@ -61,9 +61,9 @@ def test_search_finds_the_entry(driver, site):
     box.send_keys("info_nce")
     box.submit()
     hits = wait(driver, "Array.from(document.querySelectorAll('#search-results li a')).map(a => a.href)")
-    assert hits[0].split("?")[0].split("#")[0].endswith("loss_global.html") and any(h.endswith("#ptacl.loss_global.info_nce") for h in hits), hits[:5]
-    driver.get(next(h for h in hits if h.endswith("#ptacl.loss_global.info_nce")))
-    assert "Symmetric InfoNCE" in driver.find_element("id", "ptacl.loss_global.info_nce").find_element("xpath", "..").text
+    assert hits[0].split("?")[0].split("#")[0].endswith("loss_global.html") and any(h.endswith("#ptacl.losses.contrast.info_nce") for h in hits), hits[:5]
+    driver.get(next(h for h in hits if h.endswith("#ptacl.losses.contrast.info_nce")))
+    assert "Symmetric InfoNCE" in driver.find_element("id", "ptacl.losses.contrast.info_nce").find_element("xpath", "..").text
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from ptacl.config import TrainConfig
 from ptacl.core import sample_path
-from ptacl.ecg import STANDARD_LEADS, read_ecg
-from ptacl.embed import ECGEncoder, PhenotypeProbe, embed, embed_command, left_out, predict
-from ptacl.pretrained import save_pretrained
-from ptacl.systems import build_system
+from ptacl.data.ecg import STANDARD_LEADS, read_ecg
+from ptacl.use.embed import ECGEncoder, PhenotypeProbe, embed, embed_command, left_out, predict
+from ptacl.models.saved import save_pretrained
+from ptacl.models.systems import build_system
 
 SECRET = "Millerovska"  # a name that must not appear anywhere
 
@@ -82,7 +82,7 @@ def test_command_refuses(run, tmp_path, capsys, monkeypatch):
 def test_one_class_two_ways(encoder):
     "The methods are the functions of the module."
     assert ECGEncoder.embed is embed and ECGEncoder.predict is predict
-    from ptacl.encoder_ecg import ECGEncoder as network
+    from ptacl.models.ecg_vit import ECGEncoder as network
     assert network is ECGEncoder
 
 

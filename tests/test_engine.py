@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ptacl.cohort import read_cohort
+from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig, save_config
 from ptacl.core import BadInput, samples_dir, seed_everything
-from ptacl.large_batch import peak_saved_bytes
-from ptacl.loss_global import info_nce
-from ptacl.model import model_from_config
-from ptacl.pairs import load_pairs
-from ptacl.trainer import evaluate, fabric_from_config, fit, save_checkpoint, start_state, step_batches, train_step
+from ptacl.training.large_batch import peak_saved_bytes
+from ptacl.losses.contrast import info_nce
+from ptacl.models.ptacl import model_from_config
+from ptacl.data.batches import load_pairs
+from ptacl.training.loop import evaluate, fabric_from_config, fit, save_checkpoint, start_state, step_batches, train_step
 
 TINY = TrainConfig(accelerator="cpu", precision="32-true", window_s=1.0, crop_px=16, n_frames=4, phase_bins=4, epochs=10, batch_size=4, workers=1, checkpoint_every=10, eval_every=3)
 
@@ -56,12 +56,12 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ptacl import trainer
-from ptacl.cohort import read_cohort
+from ptacl.training import loop as trainer
+from ptacl.data.cohort import read_cohort
 from ptacl.config import load_config
 from ptacl.core import samples_dir, seed_everything
-from ptacl.model import model_from_config
-from ptacl.pairs import load_pairs
+from ptacl.models.ptacl import model_from_config
+from ptacl.data.batches import load_pairs
 
 folder, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 cfg, rng = load_config(folder/"config.json"), random.Random(seed)

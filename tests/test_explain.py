@@ -6,16 +6,16 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from ptacl.cohort import read_cohort
+from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.ecg import STANDARD_LEADS
-from ptacl.encoder_ecg import ECGEncoder
-from ptacl.explain import attention_rollout, gradient_times_input, integrated_gradients, plot_cine_share, plot_ecg_share, sanity_check, shuffled_weights
-from ptacl.model import Batch, System
-from ptacl.pairs import draw_batch, for_system, load_pairs
-from ptacl.systems import SYSTEMS, build_system
-from ptacl.trainer import fit_input_scaling
+from ptacl.data.ecg import STANDARD_LEADS
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.evaluation.explain import attention_rollout, gradient_times_input, integrated_gradients, plot_cine_share, plot_ecg_share, sanity_check, shuffled_weights
+from ptacl.models.ptacl import Batch, System
+from ptacl.data.batches import draw_batch, for_system, load_pairs
+from ptacl.models.systems import SYSTEMS, build_system
+from ptacl.training.loop import fit_input_scaling
 
 QUICK = dict(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, workers=1, window_s=1.)
 WITH_CMR = [name for name in SYSTEMS if name not in ("supervised", "random")]

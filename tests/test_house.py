@@ -145,7 +145,7 @@ def make(cells: list[tuple[str, str]], name: str, root: Path) -> house.Notebook:
     "A notebook in a project of its own, with a core module below it and its own module exported."
     path = root/"nbs"/name
     path.parent.mkdir(parents=True, exist_ok=True)
-    (root/"nbs"/"00_core.ipynb").write_text("{}")
+    (root/"nbs"/"top/00_core.ipynb").write_text("{}")
     (root/"nbs"/"80_high.ipynb").write_text("{}")
     (root/"ptacl").mkdir(exist_ok=True)
     shutil.copy(ROOT/"settings.ini", root/"settings.ini")
@@ -287,7 +287,7 @@ def test_experiment_with_outputs_is_found(tmp_path):
 def test_orphans_and_copies_are_found(tmp_path):
     make(GOOD, "10_good.ipynb", tmp_path)
     make(GOOD, "10_twin.ipynb", tmp_path)
-    for name in ("00_core.ipynb", "80_high.ipynb"): (tmp_path/"nbs"/name).unlink()
+    for name in ("top/00_core.ipynb", "80_high.ipynb"): (tmp_path/"nbs"/name).unlink()
     (tmp_path/"ptacl"/"old.py").write_text("")
     assert list(house.orphans(tmp_path)) == ["ptacl/old.py: no notebook exports it", "number 10 has two notebooks"]
     assert list(house.twice_defined(tmp_path)) == ["`half` is defined in 10_good.ipynb and in 10_twin.ipynb"]
@@ -299,11 +299,11 @@ def test_stale_module_and_unclean_notebook_are_found(tmp_path):
     core = project/"ptacl"/"core.py"
     fresh = core.read_bytes()
     core.write_bytes(fresh + b"\n# edited by hand\n")
-    nb = project/"nbs"/"00_core.ipynb"
+    nb = project/"nbs"/"top/00_core.ipynb"
     clean = nb.read_text(encoding="utf-8")
     nb.write_text(clean.replace('"execution_count": null', '"execution_count": 7', 1), encoding="utf-8")
-    command("nbdev_export", project, "--path", "nbs/00_core.ipynb")
-    command("nbdev_clean", project, "--fname", "nbs/00_core.ipynb")
+    command("nbdev_export", project, "--path", "nbs/top/00_core.ipynb")
+    command("nbdev_clean", project, "--fname", "nbs/top/00_core.ipynb")
     assert core.read_bytes() == fresh and nb.read_text(encoding="utf-8") == clean
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ptacl.core import BadInput
-from ptacl.encoder_ecg import ECGEncoder
-from ptacl.interchange import mmcl_encoder, vitmae_encoder
-from ptacl.weights import save_weights
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.published import mmcl_encoder, vitmae_encoder
+from ptacl.models.weights import save_weights
 
 
 def layer_norm(x, w, name, eps):

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from ptacl.cohort import read_cohort
+from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.model import Batch, count_parameters, model_from_config
-from ptacl.pairs import draw_batch, load_pairs
-from ptacl.trainer import TrainState, embed_pairs, evaluate, fabric_from_config, fit_input_scaling, objective, optimizer_from_config, train_step
+from ptacl.models.ptacl import Batch, count_parameters, model_from_config
+from ptacl.data.batches import draw_batch, load_pairs
+from ptacl.training.loop import TrainState, embed_pairs, evaluate, fabric_from_config, fit_input_scaling, objective, optimizer_from_config, train_step
 
 SMALL = TrainConfig(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=4, batch_size=8, workers=1, checkpoint_every=1)
 
@@ -68,7 +68,7 @@ def test_split_does_not_leak():
 
 def test_nothing_of_held_out_pairs_reaches_training(pairs):
     "Training is the same, bit for bit, whatever the held-out recordings hold."
-    from ptacl.trainer import fit
+    from ptacl.training.loop import fit
     train, held = pairs.take(range(16)), pairs.take(range(16, 24))
     other = replace(held, signal_PLT=np.asarray(held.signal_PLT)*7, cine_PFHW=1-np.asarray(held.cine_PFHW))
     cfg = replace(SMALL, epochs=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ptacl.experiment import run_notebook
+from ptacl.studies.experiment import run_notebook
 
 BY_PAPERMILL = ("train", "pretrain", "prepare", "simulate", "compare", "benchmark", "validate", "evaluate", "explore") # a second run by nbdev_test would only take its time
 

@@ -6,16 +6,16 @@ import papermill
 import pytest
 import yaml
 
-from ptacl.comparison import CompareConfig, cells_of
+from ptacl.studies.comparison import CompareConfig, cells_of
 from ptacl.config import TrainConfig, field_meanings
 from ptacl.core import BadInput
-from ptacl.evaluation import EvaluateConfig
-from ptacl.explorer import ExploreConfig
-from ptacl.experiment import run_notebook
-from ptacl.phantom import SimulateConfig
-from ptacl.pretraining import PretrainConfig
-from ptacl.speed import BenchmarkConfig
-from ptacl.validation import ValidateConfig
+from ptacl.studies.one_run import EvaluateConfig
+from ptacl.plots.explorer import ExploreConfig
+from ptacl.studies.experiment import run_notebook
+from ptacl.phantom.cohort import SimulateConfig
+from ptacl.training.pretraining import PretrainConfig
+from ptacl.studies.speed import BenchmarkConfig
+from ptacl.phantom.realism import ValidateConfig
 
 EXPERIMENTS = dict(train=TrainConfig, pretrain=PretrainConfig, simulate=SimulateConfig, validate=ValidateConfig, benchmark=BenchmarkConfig, compare=CompareConfig, evaluate=EvaluateConfig, explore=ExploreConfig)
 RECIPES = dict(thousand_pretrain=PretrainConfig, thousand=TrainConfig, compare_phantom=CompareConfig)

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ptacl.cine import read_cine
-from ptacl.ecg import read_ecg
-from ptacl.phantom import write_cohort
-from ptacl.phantom_ecg import simulate_ecg
-from ptacl.phantom_latents import PREVALENCE, draw_latents, participant_rng
-from ptacl.realism import summary_features
+from ptacl.data.cine import read_cine
+from ptacl.data.ecg import read_ecg
+from ptacl.phantom.cohort import write_cohort
+from ptacl.phantom.ecg import simulate_ecg
+from ptacl.phantom.latents import PREVALENCE, draw_latents, participant_rng
+from ptacl.phantom.instruments import summary_features
 
 HEALTHY = dict.fromkeys(PREVALENCE, 0.)
 SMALL = dict(n_frames=10, size_px=48)

@@ -20,13 +20,13 @@ import ukbb_files as write
 import wfdb
 from test_bad_cohort import edit, flat, nan_everywhere, rewrite_cine, rewrite_ecg, rewrite_shape, sidecar, times, truncate
 
-from ptacl.cine import cine_from_array, read_cine, write_cine
+from ptacl.data.cine import cine_from_array, read_cine, write_cine
 from ptacl.config import field_meanings
 from ptacl.core import samples_dir
-from ptacl.ecg import STANDARD_LEADS, read_ecg
-from ptacl.experiment import run_notebook
-from ptacl.prepared import find_doubts, prepare_ecg
-from ptacl.store import PrepareConfig, open_store, prepare_cohort, prepare_participant, quality_html, read_source, settings_of
+from ptacl.data.ecg import STANDARD_LEADS, read_ecg
+from ptacl.studies.experiment import run_notebook
+from ptacl.data.prepared import find_doubts, prepare_ecg
+from ptacl.data.store import PrepareConfig, open_store, prepare_cohort, prepare_participant, quality_html, read_source, settings_of
 
 CFG = PrepareConfig(n_frames=8, crop_px=32, pixel_mm=4., workers=1)
 N_GOOD = 160
@@ -213,7 +213,7 @@ def state(folder: Path) -> dict[str, tuple]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Prepared:
     "Build, spoil, prepare."
-    import ptacl.store
+    import ptacl.data.store
     top = tmp_path_factory.mktemp("spoiled")
     folder = top/"cohort"
     faults, good = build(folder)
@@ -240,12 +240,12 @@ def prepared(tmp_path_factory) -> Prepared:
 
     cohort, out = read_source(folder), top/"store"
     settings = settings_of(CFG)
-    parts = out/f"parts-{hashlib.sha256(json.dumps([ptacl.store.PREPARATION, settings], sort_keys=True).encode()).hexdigest()[:8]}"
+    parts = out/f"parts-{hashlib.sha256(json.dumps([ptacl.data.store.PREPARATION, settings], sort_keys=True).encode()).hexdigest()[:8]}"
     full = hashlib.sha256(json.dumps([faults["disk full"], f"ecg/{faults['disk full']}", f"cine/{faults['disk full']}.nii.gz"]).encode()).hexdigest()[:32]
     parts.mkdir(parents=True)
     (parts/f".{full}.npz").symlink_to("/dev/full") # writing there fails as on a full disk
     gone = folder/"cine"/f"{faults['vanishes midway']}.nii.gz"
-    kept, found = gone.read_bytes(), ptacl.store.find_recording
+    kept, found = gone.read_bytes(), ptacl.data.store.find_recording
     def find_and_lose(root, cell, modality):
         "A file that is there when it is looked for and gone when it is opened."
         path = found(root, cell, modality)
@@ -253,7 +253,7 @@ def prepared(tmp_path_factory) -> Prepared:
         return path
     before = state(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ptacl.store, "find_recording", find_and_lose)
+        patch.setattr(ptacl.data.store, "find_recording", find_and_lose)
         store = prepare_cohort(cohort, out, CFG, progress=False)
     after = state(folder)
     after[gone.relative_to(folder).as_posix()] = before[gone.relative_to(folder).as_posix()] if not gone.exists() else None

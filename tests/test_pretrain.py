@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptacl.cohort import split_of
+from ptacl.data.cohort import split_of
 from ptacl.config import TrainConfig, load_config
 from ptacl.core import BadInput, samples_dir
-from ptacl.encoder_cine import CineEncoder
-from ptacl.encoder_ecg import ECGEncoder
-from ptacl.pretrained import from_pretrained, start_encoders
-from ptacl.pretraining import PretrainConfig
-from ptacl.systems import build_system
+from ptacl.models.cine import CineEncoder
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.saved import from_pretrained, start_encoders
+from ptacl.training.pretraining import PretrainConfig
+from ptacl.models.systems import build_system
 
 SMALL = dict(accelerator="cpu", precision="32-true", workers=1)
 ECG = SMALL | dict(window_s=1.0, batch_size=8, epochs=8, eval_every=4)

@@ -22,7 +22,7 @@ def project(tmp_path) -> Path:
     "A project with an index and no README yet."
     cells = [
         new_code_cell("#| hide\nfrom ptacl.core import sample_path"),
-        new_markdown_cell("# ptacl\n\n> Title.\n\n[core](00_core.ipynb), [licence](../LICENSE), [web](https://e.x/a), [here](#a)\n\n![](images/own.png)"),
+        new_markdown_cell("# ptacl\n\n> Title.\n\n[core](top/00_core.ipynb), [licence](../LICENSE), [web](https://e.x/a), [here](#a)\n\n![](images/own.png)"),
         new_markdown_cell("<!-- command: tests -->\n```\npip install -e . && pytest\n```"),
         new_code_cell("#| echo: false\nfigure()", id="abc", outputs=[new_output("display_data", {"image/png": PNG, "text/plain": "<Figure>"})]),
         new_code_cell("#| eval: false\n1 + 1", outputs=[new_output("execute_result", {"text/plain": "2"})]),
@@ -36,7 +36,7 @@ def project(tmp_path) -> Path:
 def test_render(project):
     assert run(project).returncode == 0
     text = (project/"README.md").read_text()
-    assert "[core](nbs/00_core.ipynb), [licence](LICENSE), [web](https://e.x/a), [here](#a)" in text
+    assert "[core](nbs/top/00_core.ipynb), [licence](LICENSE), [web](https://e.x/a), [here](#a)" in text
     assert "![](nbs/images/own.png)" in text and "![figure](nbs/images/index_abc_0.png)" in text
     assert (project/"nbs"/"images"/"index_abc_0.png").read_bytes() == b"\x89PNG not really"
     assert "<!-- command: tests -->\n```\npip install -e . && pytest\n```" in text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ptacl.cine import (MIN_FRAMES, cavity_area, cavity_mask, cine_from_array, crop_heart, find_ed_es, find_heart, mid_slice, read_cine,
+from ptacl.data.cine import (MIN_FRAMES, cavity_area, cavity_mask, cine_from_array, crop_heart, find_ed_es, find_heart, mid_slice, read_cine,
                         scale_intensity, write_cine)
 from ptacl.core import BadInput
 

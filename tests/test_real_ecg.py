@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import wfdb
 
-from ptacl.beats import find_beats, find_ectopic, find_r_peaks, score_r_peaks
-from ptacl.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
+from ptacl.data.beats import find_beats, find_ectopic, find_r_peaks, score_r_peaks
+from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
 
 BEAT_SYMBOLS = set("NLRBAaJSVrFejnE/fQ?")
 

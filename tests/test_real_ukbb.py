@@ -8,10 +8,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from ptacl.cine import find_ed_es, mid_slice
-from ptacl.ecg import STANDARD_LEADS, einthoven_error_mv, quiet_pydicom, read_ecg
+from ptacl.data.cine import find_ed_es, mid_slice
+from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, quiet_pydicom, read_ecg
 from ptacl.core import BadInput
-from ptacl.ukbb import PHENOTYPES, list_dicom_series, read_dicom_cine
+from ptacl.data.ukbb import PHENOTYPES, list_dicom_series, read_dicom_cine
 
 NUMBERS = dict(Se1=8001, Se2=9001, Se3=10001, Se4=11001, Se5=12001, Se6=14001, Se7=16001, Se8=17001, Se9=19001, Se10=22001, Se11=7001) # SeriesNumber of each folder
 SHORT_AXIS = ("Se11", "Se1", "Se2", "Se3", "Se4", "Se5") # base to apex, as MANIFEST.md says

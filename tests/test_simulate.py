@@ -10,13 +10,13 @@ import pandas as pd
 import papermill
 import pytest
 
-from ptacl.cohort import check_cohort, read_cohort
-from ptacl.phantom import write_cohort
+from ptacl.data.cohort import check_cohort, read_cohort
+from ptacl.phantom.cohort import write_cohort
 
 RECIPE = dict(seed=4, n_frames=10, size_px=48, masks=True, fault_rate=0.3)
 WRITE = """
 import sys
-from ptacl.phantom import write_cohort
+from ptacl.phantom.cohort import write_cohort
 write_cohort(sys.argv[1], 12, n_jobs=2, **{recipe})
 """
 

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ptacl.cohort import read_cohort
+from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, samples_dir, seed_everything
-from ptacl.pairs import draw_batch, load_data, load_pairs, stored_pairs
-from ptacl.speed import sparse_store
-from ptacl.store import MEASURES, PrepareConfig, open_store, prepare_cohort, prepare_participant, read_source, settings_of, store_fields
+from ptacl.data.batches import draw_batch, load_data, load_pairs, stored_pairs
+from ptacl.studies.speed import sparse_store
+from ptacl.data.store import MEASURES, PrepareConfig, open_store, prepare_cohort, prepare_participant, read_source, settings_of, store_fields
 
 CFG = PrepareConfig(n_frames=8, crop_px=32, workers=1, shard_size=10)
 TRAIN = TrainConfig(n_frames=8, crop_px=32, workers=1, epochs=2, batch_size=8, accelerator="cpu", precision="32-true", checkpoint_every=3)
@@ -48,9 +48,9 @@ def files(folder) -> dict[str, bytes]:
 RUN = """
 import sys
 from dataclasses import replace
-from ptacl.cohort import read_cohort
+from ptacl.data.cohort import read_cohort
 from ptacl.core import samples_dir
-from ptacl.store import PrepareConfig, prepare_cohort
+from ptacl.data.store import PrepareConfig, prepare_cohort
 whole = read_cohort(samples_dir())
 print("ready", flush=True)
 prepare_cohort(replace(whole, table=whole.table.head(24)), sys.argv[1], PrepareConfig(n_frames=8, crop_px=32, workers=int(sys.argv[2]), shard_size=10), progress=False)
@@ -104,7 +104,7 @@ def test_disk_full_while_a_shard_is_written(store, cohort, tmp_path):
     assert len(parts) == 24 and not list((tmp_path/"store"/"shards").glob("[0-9]*"))
     with pytest.raises(BadInput, match="was not finished"): open_store(tmp_path/"store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ptacl.store.prepare_participant", lambda *a: pytest.fail("prepared twice"))
+        patch.setattr("ptacl.data.store.prepare_participant", lambda *a: pytest.fail("prepared twice"))
         prepare_cohort(cohort, tmp_path/"store", CFG, progress=False)
     assert files(tmp_path/"store") == files(store.root)
 
@@ -115,7 +115,7 @@ def test_disk_that_stays_full(cohort, tmp_path, monkeypatch):
     table = pd.concat([cohort.table.head(1)]*80, ignore_index=True).assign(participant_id=[f"p{k:02d}" for k in range(80)], ecg=[f"e{k}" for k in range(80)], cine=[f"c{k}" for k in range(80)])
     everybody, written, save = replace(cohort, table=table), [], np.savez
     different = lambda root, row, settings: (item | dict(digest_D=np.resize(np.frombuffer((row["participant_id"]*2).encode(), np.uint8), 32)), [])
-    monkeypatch.setattr("ptacl.store.prepare_participant", different)
+    monkeypatch.setattr("ptacl.data.store.prepare_participant", different)
     def full_from(first, last):
         def savez(f, **arrays):
             written.append(len(written))
@@ -194,8 +194,8 @@ def test_the_same_tensors_as_from_files(store, cohort):
 
 def test_the_same_training_as_from_files(store, cohort):
     "Two epochs with all augmentations, from files in one go, and from the store killed in the middle and resumed: the same weights, bit for bit."
-    from ptacl.model import model_from_config
-    from ptacl.trainer import fit
+    from ptacl.models.ptacl import model_from_config
+    from ptacl.training.loop import fit
     cfg = replace(TRAIN, ecg_scale=.2, ecg_phase_noise=.1, lead_dropout=.1, mains_mv=.02, turn_deg=15., zoom=.1, intensity=.2)
     class Killed(Exception): pass
     def kill(row):
@@ -226,9 +226,9 @@ def test_workers_get_no_arrays(store):
 
 MEASURE = """
 import sys, time, json
-from ptacl.pairs import draw_batch, load_data
+from ptacl.data.batches import draw_batch, load_data
 from ptacl.config import TrainConfig
-import numpy as np, ptacl.trainer
+import numpy as np, ptacl.training.loop
 def anonymous(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])/1024
 cfg, start, cpu, before = TrainConfig(n_frames=50, crop_px=80), time.perf_counter(), time.process_time(), anonymous()
 _, pairs, _ = load_data(sys.argv[1], cfg)
@@ -270,7 +270,7 @@ def test_measures_are_named(store):
 @pytest.mark.cuda
 def test_augmentation_on_the_gpu(store):
     "Runs there, gives the same twice, and with a generator of the CPU the numbers of the CPU (but for rounding)."
-    from ptacl.augment import Augmentation, augment, step_generator
+    from ptacl.data.augment import Augmentation, augment, step_generator
     batch = draw_batch(stored_pairs(store), np.arange(8), 2500)
     on_gpu = {k: v.cuda() for k, v in batch.items()}
     how = Augmentation(500., 50., noise_mv=.02, ecg_scale=.2, ecg_phase_noise=.1, lead_dropout=.1, mains_mv=.02, shift_px=3, turn_deg=15., zoom=.1, intensity=.2, frame_roll=True)
@@ -284,7 +284,7 @@ def test_loader_processes_draw_the_same_batches(store):
     "Two loader processes on a store, from the middle of a run, against the batches read here."
     from torch.utils.data import DataLoader
 
-    from ptacl.pairs import StepBatches
+    from ptacl.data.batches import StepBatches
     data = StepBatches(stored_pairs(store), batch_size=4, n_window=2500, seed=0, n_steps=6)
     there = list(DataLoader(data, batch_size=None, num_workers=2, sampler=range(2, 6)))
     assert len(there) == 4

@@ -7,18 +7,18 @@ import pytest
 import torch
 import yaml
 
-from ptacl.cine import mid_slice, read_cine, write_cine
-from ptacl.cohort import read_cohort
+from ptacl.data.cine import mid_slice, read_cine, write_cine
+from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.model import Batch, count_parameters
-from ptacl.objective import objective
-from ptacl.pairs import draw_batch, for_system, load_data, load_pairs
-from ptacl.phase import CANONICAL_ES
-from ptacl.pretrained import from_pretrained, save_pretrained
-from ptacl.store import PrepareConfig, prepare_cohort
-from ptacl.systems import SYSTEMS, build_system
-from ptacl.trainer import TrainState, embed_pairs, fabric_from_config, fit, fit_input_scaling, optimizer_from_config, train_step
+from ptacl.models.ptacl import Batch, count_parameters
+from ptacl.models.objective import objective
+from ptacl.data.batches import draw_batch, for_system, load_data, load_pairs
+from ptacl.data.phase import CANONICAL_ES
+from ptacl.models.saved import from_pretrained, save_pretrained
+from ptacl.data.store import PrepareConfig, prepare_cohort
+from ptacl.models.systems import SYSTEMS, build_system
+from ptacl.training.loop import TrainState, embed_pairs, fabric_from_config, fit, fit_input_scaling, optimizer_from_config, train_step
 
 QUICK = dict(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=2, batch_size=8, workers=1)
 TRAINED = [name for name in SYSTEMS if name != "random"]

@@ -9,9 +9,9 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ptacl.core import BadInput
-from ptacl.probe import condition_probe, fit_knn, fit_ridge, knn_probe, label_efficiency, predict_conditions, predict_phenotypes, ridge_probe, score_classification
-from ptacl.retrieval import ALL, NDCG, PRECISION, phenotype_retrieval, search_gallery, similar_by_participant, similar_participants
-from ptacl.statistics import compare_methods, mean_statistics, paired_difference, with_holm
+from ptacl.evaluation.probe import condition_probe, fit_knn, fit_ridge, knn_probe, label_efficiency, predict_conditions, predict_phenotypes, ridge_probe, score_classification
+from ptacl.evaluation.retrieval import ALL, NDCG, PRECISION, phenotype_retrieval, search_gallery, similar_by_participant, similar_participants
+from ptacl.evaluation.statistics import compare_methods, mean_statistics, paired_difference, with_holm
 
 UNITS = {"lvedv_ml": "mL", "lvef": "%", "lvm_g": "g"}
 

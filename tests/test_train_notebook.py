@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ptacl.cine import cine_from_array
+from ptacl.data.cine import cine_from_array
 from ptacl.config import TrainConfig, load_config
-from ptacl.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
-from ptacl.embed import ECGEncoder
-from ptacl.pretrained import embed_cines, embed_ecgs, from_pretrained
+from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
+from ptacl.use.embed import ECGEncoder
+from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
 
 
 @dataclass

@@ -14,11 +14,11 @@ import pytest
 import ukbb_files as write
 from pydicom.uid import JPEG2000
 
-from ptacl.beats import find_r_peaks
-from ptacl.cine import mid_slice, read_cine, write_cine
+from ptacl.data.beats import find_r_peaks
+from ptacl.data.cine import mid_slice, read_cine, write_cine
 from ptacl.core import BadInput, sample_path
-from ptacl.ecg import STANDARD_LEADS, ecg_from_dicom, einthoven_error_mv, quiet_pydicom, read_ecg
-from ptacl.ukbb import PHENOTYPES, list_dicom_series, pair_ukbb, read_dicom_cine, read_phenotypes, read_ukbb_cine, read_ukbb_ecg
+from ptacl.data.ecg import STANDARD_LEADS, ecg_from_dicom, einthoven_error_mv, quiet_pydicom, read_ecg
+from ptacl.data.ukbb import PHENOTYPES, list_dicom_series, pair_ukbb, read_dicom_cine, read_phenotypes, read_ukbb_cine, read_ukbb_ecg
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-from ptacl.cine import Cine
-from ptacl.ecg import ECG, STANDARD_LEADS
+from ptacl.data.cine import Cine
+from ptacl.data.ecg import ECG, STANDARD_LEADS
 
 # What must never be seen again. UIDs hold the scanner's serial number and times, so they count as identifiers.
 PERSON = dict(name="Zwetschgenmus", first="Hildegund", birth="19510412", pid="PID77665544", uid="1.3.12.2.1107.5.2.18.99988877", accession="ACC5533",

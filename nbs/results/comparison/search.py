@@ -20,24 +20,25 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
-from ptacl import encoder_ecg, trainer
-from ptacl.ceiling import ecg_latent_table
-from ptacl.comparison import parse_settings
+from ptacl.models import ecg_vit as encoder_ecg
+from ptacl.training import loop as trainer
+from ptacl.phantom.ceiling import ecg_latent_table
+from ptacl.studies.comparison import parse_settings
 from ptacl.config import TrainConfig
 from ptacl.core import seed_everything
-from ptacl.embed import find_ecgs
-from ptacl.encoder_cine import CineEncoder
-from ptacl.encoder_ecg import ECGEncoder, average_beat, strip_summary
-from ptacl.evaluation import diagnoses_of
-from ptacl.model import Batch
-from ptacl.pairs import Pairs, draw_batch, load_data
-from ptacl.phantom_ecg import simulate_ecg
-from ptacl.phantom_latents import draw_latents, participant_rng
-from ptacl.pretrained import from_pretrained, save_pretrained, start_encoders
-from ptacl.probe import fit_ridge, predict_conditions, predict_phenotypes
-from ptacl.retrieval import ALL, DISTANCE, ranks, similar_by_participant
-from ptacl.systems import SYSTEMS, build_system
-from ptacl.trainer import fit, fit_input_scaling
+from ptacl.use.embed import find_ecgs
+from ptacl.models.cine import CineEncoder
+from ptacl.models.ecg_vit import ECGEncoder, average_beat, strip_summary
+from ptacl.studies.one_run import diagnoses_of
+from ptacl.models.ptacl import Batch
+from ptacl.data.batches import Pairs, draw_batch, load_data
+from ptacl.phantom.ecg import simulate_ecg
+from ptacl.phantom.latents import draw_latents, participant_rng
+from ptacl.models.saved import from_pretrained, save_pretrained, start_encoders
+from ptacl.evaluation.probe import fit_ridge, predict_conditions, predict_phenotypes
+from ptacl.evaluation.retrieval import ALL, DISTANCE, ranks, similar_by_participant
+from ptacl.models.systems import SYSTEMS, build_system
+from ptacl.training.loop import fit, fit_input_scaling
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
