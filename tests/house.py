@@ -3,6 +3,7 @@
 `tests/test_house.py` holds every notebook to every rule, and every rule to a notebook that breaks it.
 A rule is a generator with a one-line docstring (the rule in words) that is registered by `@rule`.
 """
+
 import ast
 import configparser
 import difflib
@@ -19,10 +20,19 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 MAX_EXPORT_LINES = 60
-MAX_BYTES = {"library": 300_000, "experiment": 300_000, "index": 300_000, "tutorial": 600_000, "results": 600_000}
-MAX_PLOTS = 3 # in a library notebook
-PHYSICAL = {"fs", "mains_hz", "rr_ms", "spacing_mm", "trigger_time_ms", "heart_rate_bpm"} # never have a default
-MACHINE_PATH = re.compile(r"(?<![\w.:/>*])(?:/(?:home|work|tmp|root|Users|mnt|usr|var|opt|srv|content|private)/|~/|[A-Z]:\\\\?\w)")
+MAX_BYTES = {
+    "library": 300_000,
+    "experiment": 300_000,
+    "index": 300_000,
+    "tutorial": 600_000,
+    "results": 600_000,
+}
+MAX_PLOTS = 3  # in a library notebook
+# never have a default
+PHYSICAL = {"fs", "mains_hz", "rr_ms", "spacing_mm", "trigger_time_ms", "heart_rate_bpm"}
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/>*])(?:/(?:home|work|tmp|root|Users|mnt|usr|var|opt|srv|content|private)/|~/|[A-Z]:\\\\?\w)"
+)
 MAGIC = re.compile(r"^\s*(?:!|%)", re.M)
 MODULE_LEVEL = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
@@ -30,10 +40,11 @@ MODULE_LEVEL = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.A
 @dataclass
 class Cell:
     "One cell, with what the rules ask about it."
-    kind: str      # code | markdown | raw
-    source: str    # the text
-    raw: dict      # the cell as it stands in the file
-    number: int    # position in the notebook, from 0
+
+    kind: str  # code | markdown | raw
+    source: str  # the text
+    raw: dict  # the cell as it stands in the file
+    number: int  # position in the notebook, from 0
 
     @cached_property
     def directives(self) -> dict[str, str]:
@@ -76,9 +87,10 @@ class Cell:
 @dataclass
 class Notebook:
     "A notebook and its place in the project."
-    path: Path   # the file
-    root: Path   # the folder that holds nbs/ and ptacl/
-    data: dict = field(repr=False) # the parsed file
+
+    path: Path  # the file
+    root: Path  # the folder that holds nbs/ and ptacl/
+    data: dict = field(repr=False)  # the parsed file
 
     @classmethod
     def read(cls, path: Path, root: Path) -> "Notebook":
@@ -103,9 +115,12 @@ class Notebook:
     @property
     def kind(self) -> str:
         "library | tutorial | results | experiment | index, from the place and name alone."
-        if self.path.parent.name in ("tutorials", "concepts"): return "tutorial"
-        if self.path.parent.name == "results": return "results"
-        if self.path.stem == "index": return "index"
+        if self.path.parent.name in ("tutorials", "concepts"):
+            return "tutorial"
+        if self.path.parent.name == "results":
+            return "results"
+        if self.path.stem == "index":
+            return "index"
         return "library" if self.number is not None else "experiment"
 
     @property
@@ -123,13 +138,17 @@ class Notebook:
         "The code cells that run between an exported cell and the next one."
         after = []
         for c in self.code:
-            if c.number <= cell.number: continue
-            if c.is_export: break
-            if c.is_run: after.append(c)
+            if c.number <= cell.number:
+                continue
+            if c.is_export:
+                break
+            if c.is_run:
+                after.append(c)
         return after
 
 
 RULES = {}
+
 
 def rule(check):
     "Register a rule under its name."
@@ -139,134 +158,191 @@ def rule(check):
 
 # ---- names, opening, modules
 
+
 @rule
 def file_name(nb: Notebook) -> Iterator[str]:
     "NN_name (library), tutorials/NN_verb_object and concepts/NN_the_thing (tutorial), results/object_measurement (results), one lower-case word (experiment); no keyword."
-    want = {"library": r"\d\d_[a-z][a-z0-9_]*", "tutorial": r"\d\d_[a-z0-9]+(_[a-z0-9]+)+", "results": r"[a-z]+(_[a-z0-9]+)+"}.get(nb.kind, r"[a-z]+")
-    if not re.fullmatch(want, nb.path.stem): yield f"a {nb.kind} notebook's name must match {want}"
-    if keyword.iskeyword(nb.module): yield f"{nb.module} is a Python keyword: no module can be called so"
+    want = {
+        "library": r"\d\d_[a-z][a-z0-9_]*",
+        "tutorial": r"\d\d_[a-z0-9]+(_[a-z0-9]+)+",
+        "results": r"[a-z]+(_[a-z0-9]+)+",
+    }.get(nb.kind, r"[a-z]+")
+    if not re.fullmatch(want, nb.path.stem):
+        yield f"a {nb.kind} notebook's name must match {want}"
+    if keyword.iskeyword(nb.module):
+        yield f"{nb.module} is a Python keyword: no module can be called so"
+
 
 @rule
 def module_name(nb: Notebook) -> Iterator[str]:
     "The first cell of a library notebook is `#| default_exp name` alone, and ptacl/name.py says it comes from this notebook."
     named = [c for c in nb.code if "default_exp" in c.directives]
     if nb.kind != "library":
-        if named: yield f"{named[0]}: only library notebooks export"
+        if named:
+            yield f"{named[0]}: only library notebooks export"
         return
-    if nb.cells[0].source.strip() != f"#| default_exp {nb.module}": yield f"first cell is not `#| default_exp {nb.module}` alone"
-    if len(named) != 1: yield f"{len(named)} cells with default_exp"
-    module = nb.root/"ptacl"/f"{nb.module}.py"
-    if not module.is_file(): yield f"ptacl/{module.name} is missing: run nbdev_export"
+    if nb.cells[0].source.strip() != f"#| default_exp {nb.module}":
+        yield f"first cell is not `#| default_exp {nb.module}` alone"
+    if len(named) != 1:
+        yield f"{len(named)} cells with default_exp"
+    module = nb.root / "ptacl" / f"{nb.module}.py"
+    if not module.is_file():
+        yield f"ptacl/{module.name} is missing: run nbdev_export"
     elif f"File to edit: ../nbs/{nb.path.name}." not in module.read_text(encoding="utf-8"):
         yield f"ptacl/{module.name} names another notebook"
+
 
 @rule
 def only_library_exports(nb: Notebook) -> Iterator[str]:
     "Tutorials and experiments export nothing, and no notebook exports into another's module."
     for c in nb.exports:
-        if nb.kind != "library": yield f"{c}: an exported cell in a {nb.kind}"
+        if nb.kind != "library":
+            yield f"{c}: an exported cell in a {nb.kind}"
         for d in ("export", "exporti", "exports"):
-            if c.directives.get(d): yield f"{c}: exports into {c.directives[d]}, not into its own module"
+            if c.directives.get(d):
+                yield f"{c}: exports into {c.directives[d]}, not into its own module"
+
 
 @rule
 def opening(nb: Notebook) -> Iterator[str]:
     "Title cell: `# Title`, a blank line, `> One sentence.`; a library's goes on for 2-6 lines."
     cells = nb.cells[1:2] if nb.kind == "library" else [c for c in nb.cells if c.kind != "raw"][:1]
-    if not cells or cells[0].kind != "markdown": yield "no title cell where it belongs"; return
+    if not cells or cells[0].kind != "markdown":
+        yield "no title cell where it belongs"
+        return
     lines = cells[0].source.strip().splitlines() + ["", "", ""]
-    if not re.match(r"# \S", lines[0]): yield f"title is `{lines[0]}`, not `# Title`"
-    if lines[1].strip(): yield "no blank line under the title"
-    if not re.match(r"> \S", lines[2]): yield "no `> sentence` under the title"
-    elif not lines[2].rstrip().endswith("."): yield f"the sentence has no full stop: {lines[2]}"
+    if not re.match(r"# \S", lines[0]):
+        yield f"title is `{lines[0]}`, not `# Title`"
+    if lines[1].strip():
+        yield "no blank line under the title"
+    if not re.match(r"> \S", lines[2]):
+        yield "no `> sentence` under the title"
+    elif not lines[2].rstrip().endswith("."):
+        yield f"the sentence has no full stop: {lines[2]}"
     more = sum(bool(l.strip()) for l in lines[3:])
-    if nb.kind == "library" and not 2 <= more <= 6: yield f"{more} lines under the sentence, 2-6 are asked for"
+    if nb.kind == "library" and not 2 <= more <= 6:
+        yield f"{more} lines under the sentence, 2-6 are asked for"
 
 
 # ---- imports
 
+
 def imports_of(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
     "Every imported module, with the names taken from it, at any depth."
     for n in ast.walk(tree):
-        if isinstance(n, ast.Import): yield from ((a.name, []) for a in n.names)
-        elif isinstance(n, ast.ImportFrom): yield n.module or "", [a.name for a in n.names]
+        if isinstance(n, ast.Import):
+            yield from ((a.name, []) for a in n.names)
+        elif isinstance(n, ast.ImportFrom):
+            yield n.module or "", [a.name for a in n.names]
+
 
 def is_import(node: ast.stmt) -> bool:
     "True for an import statement."
     return isinstance(node, (ast.Import, ast.ImportFrom))
+
 
 @rule
 def imports_alone(nb: Notebook) -> Iterator[str]:
     "A cell that imports does nothing else: making the docs runs it again."
     for c in nb.code:
         kinds = {is_import(n) for n in c.tree.body}
-        if kinds == {True, False}: yield f"{c}: imports and other code in one cell"
+        if kinds == {True, False}:
+            yield f"{c}: imports and other code in one cell"
+
 
 @rule
 def import_cells(nb: Notebook) -> Iterator[str]:
     "A library notebook has one exported cell of imports, before all others; other imports are in a `#| hide` cell."
-    if nb.kind != "library": return
+    if nb.kind != "library":
+        return
     importing = [c for c in nb.exports if any(is_import(n) for n in c.tree.body)]
-    if len(importing) != 1: yield f"{len(importing)} exported cells with imports, one is asked for"
-    elif importing[0] is not nb.exports[0]: yield "the exported imports do not come first"
+    if len(importing) != 1:
+        yield f"{len(importing)} exported cells with imports, one is asked for"
+    elif importing[0] is not nb.exports[0]:
+        yield "the exported imports do not come first"
     for c in nb.code:
         if not c.is_export and any(is_import(n) for n in c.tree.body) and "hide" not in c.directives:
             yield f"{c}: imports for tests go into a `#| hide` cell"
+
 
 @rule
 def no_star_import(nb: Notebook) -> Iterator[str]:
     "Names are imported one by one."
     for c in nb.code:
-        if any("*" in names for _, names in imports_of(c.tree)): yield f"{c}: import *"
+        if any("*" in names for _, names in imports_of(c.tree)):
+            yield f"{c}: import *"
+
 
 @rule
 def imports_from_lower(nb: Notebook) -> Iterator[str]:
     "A library notebook imports only from lower numbers, so there is no circle; all imported modules exist."
-    numbers = {re.sub(r"^\d\d_", "", p.stem): int(p.stem[:2]) for p in (nb.root/"nbs").glob("[0-9][0-9]_*.ipynb")}
+    numbers = {
+        re.sub(r"^\d\d_", "", p.stem): int(p.stem[:2]) for p in (nb.root / "nbs").glob("[0-9][0-9]_*.ipynb")
+    }
     for c in nb.code:
         for module, names in imports_of(c.tree):
             parts = module.split(".")
-            if parts[0] != "ptacl": continue
-            for name in ([parts[1]] if len(parts) > 1 else names):
-                if name not in numbers: yield f"{c}: ptacl.{name} is no notebook's module"
-                elif nb.kind == "library" and numbers[name] >= nb.number: yield f"{c}: imports ptacl.{name} ({numbers[name]:02})"
+            if parts[0] != "ptacl":
+                continue
+            for name in [parts[1]] if len(parts) > 1 else names:
+                if name not in numbers:
+                    yield f"{c}: ptacl.{name} is no notebook's module"
+                elif nb.kind == "library" and numbers[name] >= nb.number:
+                    yield f"{c}: imports ptacl.{name} ({numbers[name]:02})"
+
 
 @rule
 def imports_declared(nb: Notebook) -> Iterator[str]:
     "What users run (exported cells, experiments) imports only the standard library and settings.ini's requirements; what belongs to an extra, only within a function."
-    if nb.kind not in ("library", "experiment"): return
+    if nb.kind not in ("library", "experiment"):
+        return
     plain = lambda names: {re.sub(r"[-_.]+", "-", n).lower() for n in names}
-    known = plain(requirements(nb.root, "requirements")) | {"ipython"} # ipykernel brings IPython
-    optional = plain(n for extra in requirements(nb.root, "extras") for n in requirements(nb.root, f"{extra}_requirements"))
+    known = plain(requirements(nb.root, "requirements")) | {"ipython"}  # ipykernel brings IPython
+    optional = plain(
+        n for extra in requirements(nb.root, "extras") for n in requirements(nb.root, f"{extra}_requirements")
+    )
     distributions = packages_distributions()
-    for c in (nb.exports if nb.kind == "library" else nb.code):
+    for c in nb.exports if nb.kind == "library" else nb.code:
         on_top = [m for n in c.tree.body if is_import(n) for m, _ in imports_of(n)]
         for module, _ in imports_of(c.tree):
             top = module.split(".")[0]
-            if top in sys.stdlib_module_names or top == "ptacl": continue
+            if top in sys.stdlib_module_names or top == "ptacl":
+                continue
             owners = plain(distributions.get(top, [top]))
-            if not owners & (known if module in on_top else known | optional): yield f"{c}: {top} is not among the requirements of settings.ini"
+            if not owners & (known if module in on_top else known | optional):
+                yield f"{c}: {top} is not among the requirements of settings.ini"
+
 
 def requirements(root: Path, key: str) -> dict[str, str]:
     "A list of settings.ini: distribution -> version specifier."
     config = configparser.ConfigParser(delimiters=["="], interpolation=None)
-    config.read(root/"settings.ini", encoding="utf-8")
+    config.read(root / "settings.ini", encoding="utf-8")
     found = [re.match(r"([\w.-]+)(.*)", r) for r in config["DEFAULT"].get(key, "").split()]
     return {m[1]: m[2] for m in found}
 
 
 # ---- exported code
 
+
 @rule
 def export_cell_size(nb: Notebook) -> Iterator[str]:
     "An exported cell has at most 60 lines."
     for c in nb.exports:
-        if c.lines > MAX_EXPORT_LINES: yield f"{c}: {c.lines} lines"
+        if c.lines > MAX_EXPORT_LINES:
+            yield f"{c}: {c.lines} lines"
+
 
 def patched_class(node: ast.AST) -> str | None:
     "The class that an `@patch` function belongs to."
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): return None
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return None
     is_patch = any("patch" in ast.unparse(d).split("(")[0] for d in node.decorator_list)
-    return ast.unparse(node.args.args[0].annotation) if is_patch and node.args.args and node.args.args[0].annotation else None
+    return (
+        ast.unparse(node.args.args[0].annotation)
+        if is_patch and node.args.args and node.args.args[0].annotation
+        else None
+    )
+
 
 def defined(c: Cell) -> list[str]:
     "Names that a cell defines at its top level."
@@ -275,20 +351,35 @@ def defined(c: Cell) -> list[str]:
         if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             owner = patched_class(n)
             names.append(f"{owner}.{n.name}" if owner else n.name)
-        elif isinstance(n, ast.AnnAssign): names.append(ast.unparse(n.target))
-        elif isinstance(n, ast.Assign): names += [x.id for t in n.targets for x in ast.walk(t) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)]
+        elif isinstance(n, ast.AnnAssign):
+            names.append(ast.unparse(n.target))
+        elif isinstance(n, ast.Assign):
+            names += [
+                x.id
+                for t in n.targets
+                for x in ast.walk(t)
+                if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
+            ]
     return names
+
 
 def is_public(name: str) -> bool:
     "True unless some part of the name starts with an underscore."
     return not any(p.startswith("_") for p in name.split("."))
 
+
 @rule
 def one_symbol_a_cell(nb: Notebook) -> Iterator[str]:
     "An exported cell defines at most one public function or class."
     for c in nb.exports:
-        names = [n.name for n in c.tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and is_public(n.name)]
-        if len(names) > 1: yield f"{c}: defines {', '.join(names)}"
+        names = [
+            n.name
+            for n in c.tree.body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and is_public(n.name)
+        ]
+        if len(names) > 1:
+            yield f"{c}: defines {', '.join(names)}"
+
 
 @rule
 def no_work_at_import(nb: Notebook) -> Iterator[str]:
@@ -296,22 +387,33 @@ def no_work_at_import(nb: Notebook) -> Iterator[str]:
     for c in nb.exports:
         for n in c.tree.body:
             is_doc = isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
-            if not isinstance(n, MODULE_LEVEL) and not is_doc: yield f"{c}: `{ast.unparse(n).splitlines()[0][:60]}` runs at import"
+            if not isinstance(n, MODULE_LEVEL) and not is_doc:
+                yield f"{c}: `{ast.unparse(n).splitlines()[0][:60]}` runs at import"
+
 
 def functions_of(c: Cell) -> Iterator[tuple[str, ast.FunctionDef, bool]]:
     "Public functions and methods: name, node, whether its first parameter is the object or class."
     for n in c.tree.body:
-        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)) and is_public(n.name): yield n.name, n, patched_class(n) is not None
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)) and is_public(n.name):
+            yield n.name, n, patched_class(n) is not None
         if isinstance(n, ast.ClassDef) and is_public(n.name):
             for m in n.body:
-                if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) and (is_public(m.name) or m.name == "__init__"):
-                    yield f"{n.name}.{m.name}", m, not any("staticmethod" in ast.unparse(d) for d in m.decorator_list)
+                if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+                    is_public(m.name) or m.name == "__init__"
+                ):
+                    yield (
+                        f"{n.name}.{m.name}",
+                        m,
+                        not any("staticmethod" in ast.unparse(d) for d in m.decorator_list),
+                    )
+
 
 def parameters_of(f: ast.FunctionDef, is_method: bool) -> list[ast.arg]:
     "Parameters that need a type and a meaning."
     a = f.args
     named = (a.posonlyargs + a.args)[is_method:] + a.kwonlyargs
     return named + ([a.vararg] if a.vararg else [])
+
 
 @rule
 def documented(nb: Notebook) -> Iterator[str]:
@@ -321,31 +423,52 @@ def documented(nb: Notebook) -> Iterator[str]:
             yield from (f"{cls.name}: {p}" for p in docstring_problems(cls))
             if any("dataclass" in ast.unparse(d) for d in cls.decorator_list):
                 for n in cls.body:
-                    if isinstance(n, ast.AnnAssign) and is_public(n.target.id) and not meaning(c, n.lineno, set()):
+                    if (
+                        isinstance(n, ast.AnnAssign)
+                        and is_public(n.target.id)
+                        and not meaning(c, n.lineno, set())
+                    ):
                         yield f"{cls.name}.{n.target.id}: no comment that tells what it is"
         for name, f, is_method in functions_of(c):
-            if f.name != "__init__": yield from (f"{name}: {p}" for p in docstring_problems(f))
+            if f.name != "__init__":
+                yield from (f"{name}: {p}" for p in docstring_problems(f))
             args = parameters_of(f, is_method)
             taken = [a.lineno for a in args] + ([f.returns.lineno] if f.returns else [])
             for a in args:
-                if a.annotation is None: yield f"{name}: `{a.arg}` has no type"
-                if taken.count(a.lineno) > 1: yield f"{name}: `{a.arg}` shares its line, so its comment is nobody's"
-                elif not meaning(c, a.lineno, set(taken)): yield f"{name}: `{a.arg}` has no comment"
-            if f.returns is None: yield f"{name}: no return type"
-            elif ast.unparse(f.returns) != "None" and not meaning(c, f.returns.lineno, set(taken)): yield f"{name}: no comment on what it returns"
+                if a.annotation is None:
+                    yield f"{name}: `{a.arg}` has no type"
+                if taken.count(a.lineno) > 1:
+                    yield f"{name}: `{a.arg}` shares its line, so its comment is nobody's"
+                elif not meaning(c, a.lineno, set(taken)):
+                    yield f"{name}: `{a.arg}` has no comment"
+            if f.returns is None:
+                yield f"{name}: no return type"
+            elif ast.unparse(f.returns) != "None" and not meaning(c, f.returns.lineno, set(taken)):
+                yield f"{name}: no comment on what it returns"
+
 
 def docstring_problems(node: ast.FunctionDef | ast.ClassDef) -> Iterator[str]:
     "What is wrong with a docstring."
     doc = ast.get_docstring(node)
-    if not doc: yield "no docstring"
-    elif "\n" in doc: yield "docstring of more than one line"
-    elif not doc.endswith("."): yield "docstring without a full stop"
+    if not doc:
+        yield "no docstring"
+    elif "\n" in doc:
+        yield "docstring of more than one line"
+    elif not doc.endswith("."):
+        yield "docstring without a full stop"
+
 
 def meaning(c: Cell, line: int, taken: set[int]) -> str:
     "The comment on a line, or directly above it, as fastcore.docments reads it."
-    if c.comments.get(line): return c.comments[line]
+    if c.comments.get(line):
+        return c.comments[line]
     above = line - 1
-    return c.comments.get(above, "") if above not in taken and c.source.splitlines()[above-1].lstrip().startswith("#") else ""
+    return (
+        c.comments.get(above, "")
+        if above not in taken and c.source.splitlines()[above - 1].lstrip().startswith("#")
+        else ""
+    )
+
 
 @rule
 def signatures(nb: Notebook) -> Iterator[str]:
@@ -353,11 +476,16 @@ def signatures(nb: Notebook) -> Iterator[str]:
     for c in nb.exports:
         for name, f, _ in functions_of(c):
             delegates = any("delegates" in ast.unparse(d) for d in f.decorator_list)
-            if f.args.kwarg and not delegates: yield f"{name}: **{f.args.kwarg.arg}"
+            if f.args.kwarg and not delegates:
+                yield f"{name}: **{f.args.kwarg.arg}"
             positional = f.args.posonlyargs + f.args.args
-            defaults = list(zip(positional[len(positional)-len(f.args.defaults):], f.args.defaults)) + list(zip(f.args.kwonlyargs, f.args.kw_defaults))
+            defaults = list(
+                zip(positional[len(positional) - len(f.args.defaults) :], f.args.defaults)
+            ) + list(zip(f.args.kwonlyargs, f.args.kw_defaults))
             for a, d in defaults:
-                if a.arg in PHYSICAL and d is not None and ast.unparse(d) != "None": yield f"{name}: `{a.arg}` has the default {ast.unparse(d)}"
+                if a.arg in PHYSICAL and d is not None and ast.unparse(d) != "None":
+                    yield f"{name}: `{a.arg}` has the default {ast.unparse(d)}"
+
 
 @rule
 def sound_errors(nb: Notebook) -> Iterator[str]:
@@ -365,9 +493,12 @@ def sound_errors(nb: Notebook) -> Iterator[str]:
     for c in nb.code:
         for n in ast.walk(c.tree):
             if isinstance(n, ast.ExceptHandler):
-                if n.type is None: yield f"{c}: bare except"
-                if all(isinstance(b, (ast.Pass, ast.Continue)) for b in n.body): yield f"{c}: an error is swallowed"
-        if c.is_export and "IN_TEST" in c.source: yield f"{c}: library code asks whether it is tested"
+                if n.type is None:
+                    yield f"{c}: bare except"
+                if all(isinstance(b, (ast.Pass, ast.Continue)) for b in n.body):
+                    yield f"{c}: an error is swallowed"
+        if c.is_export and "IN_TEST" in c.source:
+            yield f"{c}: library code asks whether it is tested"
 
 
 @rule
@@ -375,54 +506,88 @@ def workers_end(nb: Notebook) -> Iterator[str]:
     "joblib's Parallel has idle_worker_timeout=2: its workers else live on for 300 s, and nbdev_test waits for them."
     for c in nb.code:
         for n in ast.walk(c.tree):
-            if isinstance(n, ast.Call) and ast.unparse(n.func).split(".")[-1] == "Parallel" and "idle_worker_timeout" not in [k.arg for k in n.keywords]:
+            if (
+                isinstance(n, ast.Call)
+                and ast.unparse(n.func).split(".")[-1] == "Parallel"
+                and "idle_worker_timeout" not in [k.arg for k in n.keywords]
+            ):
                 yield f"{c}: Parallel without idle_worker_timeout"
 
 
 # ---- demonstrations and assertions
 
+
 def asserts(tree: ast.AST) -> bool:
     "True if something is asserted that is not a constant."
     for n in ast.walk(tree):
-        if isinstance(n, ast.Assert): said = [n.test]
-        elif isinstance(n, ast.Call) and re.match(r"(test_|assert|raises$)", ast.unparse(n.func).split(".")[-1]): said = n.args
-        else: continue
-        if any(isinstance(x, (ast.Name, ast.Attribute, ast.Call)) for s in said for x in ast.walk(s)): return True
+        if isinstance(n, ast.Assert):
+            said = [n.test]
+        elif isinstance(n, ast.Call) and re.match(
+            r"(test_|assert|raises$)", ast.unparse(n.func).split(".")[-1]
+        ):
+            said = n.args
+        else:
+            continue
+        if any(isinstance(x, (ast.Name, ast.Attribute, ast.Call)) for s in said for x in ast.walk(s)):
+            return True
     return False
+
 
 def mentioned(cells: list[Cell]) -> set[str]:
     "Every name, attribute and keyword used in cells."
     used = set()
     for c in cells:
         for n in ast.walk(c.tree):
-            if isinstance(n, ast.Name): used.add(n.id)
-            elif isinstance(n, ast.Attribute): used.add(n.attr)
-            elif isinstance(n, ast.keyword) and n.arg: used.add(n.arg)
+            if isinstance(n, ast.Name):
+                used.add(n.id)
+            elif isinstance(n, ast.Attribute):
+                used.add(n.attr)
+            elif isinstance(n, ast.keyword) and n.arg:
+                used.add(n.arg)
     return used
+
 
 @rule
 def demonstrated(nb: Notebook) -> Iterator[str]:
     "Every public symbol (or a constant that stands in its cell) is used, and something asserted, before the next exported cell."
     for c in nb.exports:
         names = [n for n in defined(c) if is_public(n)]
-        if not names: continue
+        if not names:
+            continue
         cells = nb.section(c)
-        if not any(asserts(d.tree) for d in cells): yield f"{c}: nothing is asserted of {', '.join(names)}"
-        elif not {n.split(".")[-1] for n in names} & mentioned(cells): yield f"{c}: `{names[0]}` is not used before the next exported cell"
+        if not any(asserts(d.tree) for d in cells):
+            yield f"{c}: nothing is asserted of {', '.join(names)}"
+        elif not {n.split(".")[-1] for n in names} & mentioned(cells):
+            yield f"{c}: `{names[0]}` is not used before the next exported cell"
+
 
 def message_parts(node: ast.Raise) -> list[str]:
     "The constant pieces of the message that a raise gives."
-    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value.strip()) > 2]
+    return [
+        n.value
+        for n in ast.walk(node)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value.strip()) > 2
+    ]
+
 
 @rule
 def errors_shown(nb: Notebook) -> Iterator[str]:
     "Every message that exported code raises is shown by a test: some string in the tests has a piece of it."
-    shown = [n.value for c in nb.code if c.is_run and not c.is_export for n in ast.walk(c.tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    shown = [
+        n.value
+        for c in nb.code
+        if c.is_run and not c.is_export
+        for n in ast.walk(c.tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
     for c in nb.exports:
         for n in ast.walk(c.tree):
-            if not isinstance(n, ast.Raise): continue
+            if not isinstance(n, ast.Raise):
+                continue
             parts = message_parts(n)
-            if parts and not any(shares(p, s) for p in parts for s in shown): yield f"{c}: no test shows the error `{parts[0].strip()[:70]}`"
+            if parts and not any(shares(p, s) for p in parts for s in shown):
+                yield f"{c}: no test shows the error `{parts[0].strip()[:70]}`"
+
 
 def shares(part: str, said: str) -> bool:
     "True if two texts have eight characters (or all of the shorter one, but at least five of a test's) in common."
@@ -432,45 +597,74 @@ def shares(part: str, said: str) -> bool:
 
 # ---- parameters
 
+
 @rule
 def parameters_cell(nb: Notebook) -> Iterator[str]:
     "An experiment has exactly one cell tagged `parameters`, of `name: type = literal  # help` lines; other kinds have none."
     tagged = [c for c in nb.cells if "parameters" in c.raw["metadata"].get("tags", [])]
-    if len(tagged) != (nb.kind == "experiment"): yield f"{len(tagged)} cells tagged `parameters` in a {nb.kind}"
+    if len(tagged) != (nb.kind == "experiment"):
+        yield f"{len(tagged)} cells tagged `parameters` in a {nb.kind}"
     for c in tagged:
-        if c.kind != "code": yield f"{c}: tagged `parameters`, but {c.kind}"; continue
-        if c.directives: yield f"{c}: a directive in the parameters cell"
+        if c.kind != "code":
+            yield f"{c}: tagged `parameters`, but {c.kind}"
+            continue
+        if c.directives:
+            yield f"{c}: a directive in the parameters cell"
         for n in c.tree.body:
-            if not isinstance(n, ast.AnnAssign) or n.value is None: yield f"{c}: `{ast.unparse(n)[:50]}` is not `name: type = literal`"; continue
-            try: ast.literal_eval(n.value)
-            except ValueError: yield f"{c}: {n.target.id} is not a literal"
-            if not c.comments.get(n.lineno): yield f"{c}: {n.target.id} has no help"
+            if not isinstance(n, ast.AnnAssign) or n.value is None:
+                yield f"{c}: `{ast.unparse(n)[:50]}` is not `name: type = literal`"
+                continue
+            try:
+                ast.literal_eval(n.value)
+            except ValueError:
+                yield f"{c}: {n.target.id} is not a literal"
+            if not c.comments.get(n.lineno):
+                yield f"{c}: {n.target.id} has no help"
 
 
 # ---- what is stored
 
+
 @rule
 def stored_cells(nb: Notebook) -> Iterator[str]:
     "Format 4.5, cell ids present and unique, no execution counts, no error outputs, no empty cells."
-    if (nb.data["nbformat"], nb.data["nbformat_minor"]) != (4, 5): yield "not format 4.5"
+    if (nb.data["nbformat"], nb.data["nbformat_minor"]) != (4, 5):
+        yield "not format 4.5"
     ids = [c.raw.get("id") for c in nb.cells]
-    if not all(ids) or len(set(ids)) < len(ids): yield "cell ids missing or twice"
+    if not all(ids) or len(set(ids)) < len(ids):
+        yield "cell ids missing or twice"
     for c in nb.cells:
-        if not c.source.strip(): yield f"{c}: empty"
-        if c.raw.get("execution_count") is not None: yield f"{c}: execution count {c.raw['execution_count']}"
+        if not c.source.strip():
+            yield f"{c}: empty"
+        if c.raw.get("execution_count") is not None:
+            yield f"{c}: execution count {c.raw['execution_count']}"
         for o in c.raw.get("outputs", []):
-            if o["output_type"] == "error": yield f"{c}: a stored error: {o.get('ename')}"
-            if o.get("execution_count") is not None: yield f"{c}: execution count in an output"
+            if o["output_type"] == "error":
+                yield f"{c}: a stored error: {o.get('ename')}"
+            if o.get("execution_count") is not None:
+                yield f"{c}: execution count in an output"
+
 
 @rule
 def results_page(nb: Notebook) -> Iterator[str]:
     "A page of results says how they were made (a papermill command, the seed, the date) and that the phantom is never clinical evidence, asserts what it claims, and computes nothing: of ptacl it imports no module."
-    if nb.kind != "results": return
+    if nb.kind != "results":
+        return
     prose = "\n".join(c.source for c in nb.cells if c.kind == "markdown")
-    for what, pattern in (("papermill command", r"papermill nbs/\w+\.ipynb"), ("seed", r"\bseed\b"), ("date", r"\b20\d\d-\d\d-\d\d\b"), ("`never clinical evidence`", r"never clinical evidence")):
-        if not re.search(pattern, prose): yield f"no {what} in its prose"
-    if not any(re.search(r"\btest_(eq|close)\(|^assert ", c.source, re.M) for c in nb.code): yield "asserts nothing of its tables"
-    yield from (f"{c}: imports ptacl" for c in nb.code if re.search(r"^\s*(from|import) ptacl\b", c.source, re.M))
+    for what, pattern in (
+        ("papermill command", r"papermill nbs/\w+\.ipynb"),
+        ("seed", r"\bseed\b"),
+        ("date", r"\b20\d\d-\d\d-\d\d\b"),
+        ("`never clinical evidence`", r"never clinical evidence"),
+    ):
+        if not re.search(pattern, prose):
+            yield f"no {what} in its prose"
+    if not any(re.search(r"\btest_(eq|close)\(|^assert ", c.source, re.M) for c in nb.code):
+        yield "asserts nothing of its tables"
+    yield from (
+        f"{c}: imports ptacl" for c in nb.code if re.search(r"^\s*(from|import) ptacl\b", c.source, re.M)
+    )
+
 
 @rule
 def stored_outputs(nb: Notebook) -> Iterator[str]:
@@ -479,26 +673,42 @@ def stored_outputs(nb: Notebook) -> Iterator[str]:
         yield from (f"{c}: has outputs" for c in nb.code if c.raw["outputs"])
         return
     for c in nb.code:
-        if c.is_run and not c.is_export and shows(c) and not c.raw["outputs"]: yield f"{c}: shows something, but no output is stored"
-    plots = sum("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for c in nb.code for o in c.raw["outputs"])
-    if nb.kind == "library" and plots > MAX_PLOTS: yield f"{plots} plots, at most {MAX_PLOTS}"
+        if c.is_run and not c.is_export and shows(c) and not c.raw["outputs"]:
+            yield f"{c}: shows something, but no output is stored"
+    plots = sum(
+        "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {})
+        for c in nb.code
+        for o in c.raw["outputs"]
+    )
+    if nb.kind == "library" and plots > MAX_PLOTS:
+        yield f"{plots} plots, at most {MAX_PLOTS}"
+
 
 def shows(c: Cell) -> bool:
     "True if a cell surely prints or ends in a value."
-    if not c.tree.body or c.source.rstrip().endswith(";"): return False
+    if not c.tree.body or c.source.rstrip().endswith(";"):
+        return False
     last = c.tree.body[-1]
-    ends = isinstance(last, ast.Expr) and isinstance(last.value, (ast.Name, ast.Attribute, ast.Subscript, ast.BinOp, ast.Compare, ast.JoinedStr, ast.Tuple))
-    prints = any(isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and ast.unparse(n.value.func) == "print" for n in c.tree.body)
+    ends = isinstance(last, ast.Expr) and isinstance(
+        last.value, (ast.Name, ast.Attribute, ast.Subscript, ast.BinOp, ast.Compare, ast.JoinedStr, ast.Tuple)
+    )
+    prints = any(
+        isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and ast.unparse(n.value.func) == "print"
+        for n in c.tree.body
+    )
     return ends or prints
+
 
 @rule
 def file_size(nb: Notebook) -> Iterator[str]:
     "A library notebook stays under 300 kB, a tutorial or a page of results under 600 kB."
     size = len(json.dumps(nb.data, ensure_ascii=False).encode())
-    if size > MAX_BYTES[nb.kind]: yield f"{size/1000:.0f} kB"
+    if size > MAX_BYTES[nb.kind]:
+        yield f"{size / 1000:.0f} kB"
 
 
 # ---- things that run on one machine only
+
 
 @rule
 def no_machine_paths(nb: Notebook) -> Iterator[str]:
@@ -506,46 +716,65 @@ def no_machine_paths(nb: Notebook) -> Iterator[str]:
     for c in nb.cells:
         texts = [c.source] + [t for o in c.raw.get("outputs", []) for t in output_texts(o)]
         for t in texts:
-            if m := MACHINE_PATH.search(t): yield f"{c}: a path of one machine, `{t[m.start():m.start()+40].splitlines()[0]}`"
-        if c.kind != "code": continue
-        if re.search(r"\bsys\.path\b", c.source): yield f"{c}: sys.path"
-        if "google.colab" in c.source: yield f"{c}: google.colab"
-        if re.search(r"^\s*(!|%(cd|pip|conda|env|run|load_ext|autoreload)\b)", c.source, re.M): yield f"{c}: a shell or directory magic"
+            if m := MACHINE_PATH.search(t):
+                yield f"{c}: a path of one machine, `{t[m.start() : m.start() + 40].splitlines()[0]}`"
+        if c.kind != "code":
+            continue
+        if re.search(r"\bsys\.path\b", c.source):
+            yield f"{c}: sys.path"
+        if "google.colab" in c.source:
+            yield f"{c}: google.colab"
+        if re.search(r"^\s*(!|%(cd|pip|conda|env|run|load_ext|autoreload)\b)", c.source, re.M):
+            yield f"{c}: a shell or directory magic"
+
 
 def output_texts(output: dict) -> Iterator[str]:
     "The texts of a stored output."
     yield "".join(output.get("text", []))
     for kind, value in output.get("data", {}).items():
-        if kind.startswith("text/"): yield "".join(value)
+        if kind.startswith("text/"):
+            yield "".join(value)
+
 
 @rule
 def no_eval_false(nb: Notebook) -> Iterator[str]:
     "No `#| eval: false`: it rots. What is slow or needs a GPU carries `#| slow` or `#| cuda`."
     for c in nb.code:
-        if c.directives.get("eval") == "false": yield f"{c}: eval: false"
-        if "skip_exec: true" in c.source: yield f"{c}: skip_exec"
+        if c.directives.get("eval") == "false":
+            yield f"{c}: eval: false"
+        if "skip_exec: true" in c.source:
+            yield f"{c}: skip_exec"
 
 
 # ---- rules about all notebooks together
 
+
 def notebooks(root: Path) -> list[Notebook]:
     "Every notebook that nbdev sees."
-    found = sorted((root/"nbs").rglob("*.ipynb"))
-    return [Notebook.read(p, root) for p in found if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)]
+    found = sorted((root / "nbs").rglob("*.ipynb"))
+    return [
+        Notebook.read(p, root)
+        for p in found
+        if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)
+    ]
+
 
 def orphans(root: Path) -> Iterator[str]:
     "Modules without a notebook, numbers used twice, modules made by two notebooks."
     library = [nb for nb in notebooks(root) if nb.kind == "library"]
     modules, numbers = [nb.module for nb in library], [nb.number for nb in library]
-    for p in sorted((root/"ptacl").glob("*.py")):
-        if not p.name.startswith("_") and p.stem not in modules: yield f"ptacl/{p.name}: no notebook exports it"
+    for p in sorted((root / "ptacl").glob("*.py")):
+        if not p.name.startswith("_") and p.stem not in modules:
+            yield f"ptacl/{p.name}: no notebook exports it"
     for found, what in ((modules, "module"), (numbers, "number")):
         yield from (f"{what} {x} has two notebooks" for x in sorted({x for x in found if found.count(x) > 1}))
+
 
 def twice_defined(root: Path) -> Iterator[str]:
     "Names that two library notebooks export (private helpers too: a copied helper belongs in a lower notebook)."
     owner = {}
     for nb in notebooks(root):
         for name in {n for c in nb.exports for n in defined(c) if n != "_"}:
-            if name in owner: yield f"`{name}` is defined in {owner[name]} and in {nb.path.name}"
+            if name in owner:
+                yield f"`{name}` is defined in {owner[name]} and in {nb.path.name}"
             owner.setdefault(name, nb.path.name)

@@ -1,4 +1,5 @@
 "The documentation site: built whole from the stored notebooks without a warning, and a build that fails where something is wrong."
+
 import json
 import re
 import shutil
@@ -13,48 +14,88 @@ from ptacl.core import BadInput
 from ptacl.docs import build, page_of, problems_of, read_order, symbols_of
 
 pytest.importorskip("sphinx", reason="the docs need pip install -e '.[docs]'")
-pytestmark = pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx API modifications") # MyST's affair
+# MyST's affair
+pytestmark = pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx API modifications")
 
 
 @pytest.fixture(scope="module")
 def site(repo, tmp_path_factory) -> Path:
     "The whole site; a warning, a broken link or a missing picture is an error here."
-    return build(repo, tmp_path_factory.mktemp("docs")/"site").parent
+    return build(repo, tmp_path_factory.mktemp("docs") / "site").parent
 
 
 def search_index(site: Path) -> dict:
     "What the search looks into."
-    return json.loads(re.fullmatch(r"Search\.setIndex\((.*)\);?", (site/"searchindex.js").read_text(encoding="utf-8").strip(), re.S)[1])
+    return json.loads(
+        re.fullmatch(
+            r"Search\.setIndex\((.*)\);?", (site / "searchindex.js").read_text(encoding="utf-8").strip(), re.S
+        )[1]
+    )
 
 
 def test_every_notebook_has_its_page(repo, site):
-    order = read_order(repo/"nbs")
-    assert {s.title.split(":")[0] for s in order} == {"Start", "Concepts", "Tutorials", "Experiments", "Results", "Reference"}
+    order = read_order(repo / "nbs")
+    assert {s.title.split(":")[0] for s in order} == {
+        "Start",
+        "Concepts",
+        "Tutorials",
+        "Experiments",
+        "Results",
+        "Reference",
+    }
     for n in (n for s in order for n in s.notebooks):
-        text = (site/f"{page_of(n)}.html").read_text(encoding="utf-8")
-        assert f"nbs/{n}" in text and "#|" not in re.sub(r"<pre>.*?</pre>|<code.*?</code>", "", text, flags=re.S), n
+        text = (site / f"{page_of(n)}.html").read_text(encoding="utf-8")
+        assert f"nbs/{n}" in text and "#|" not in re.sub(
+            r"<pre>.*?</pre>|<code.*?</code>", "", text, flags=re.S
+        ), n
 
 
 def test_every_public_symbol_is_in_the_search(repo, site):
-    found = {f"{module}.{entry[-1]}" for module, entries in search_index(site)["objects"].items() for entry in entries}
-    for path in sorted((repo/"ptacl").glob("[a-z]*.py")):
+    found = {
+        f"{module}.{entry[-1]}"
+        for module, entries in search_index(site)["objects"].items()
+        for entry in entries
+    }
+    for path in sorted((repo / "ptacl").glob("[a-z]*.py")):
         names = re.search(r"__all__ = \[(.*?)\]", path.read_text(encoding="utf-8"), re.S)
-        missing = [n for n in re.findall(r"'([^']+)'", names[1]) if f"ptacl.{path.stem}.{n}" not in found] if names else []
+        missing = (
+            [n for n in re.findall(r"'([^']+)'", names[1]) if f"ptacl.{path.stem}.{n}" not in found]
+            if names
+            else []
+        )
         assert not missing, f"{path.name}: {missing}"
     assert "ptacl.losses.contrast.info_nce" in found
 
 
 def test_entry_has_signature_and_meanings(site):
-    text = (site/"loss_global.html").read_text(encoding="utf-8")
-    entry = re.sub(r"<[^>]+>", "", re.search(r'id="ptacl.losses.contrast.info_nce".*?<details', text, re.S)[0])
-    for said in ("temperature: float | Tensor", "Symmetric InfoNCE over the B pairs", "divisor of the cosine similarity, &gt; 0", "ECG embeddings, (B, E)", "scalar, nats"): assert said in entry, said
-    assert re.search(r'href="layers.html#ptacl.models.layers.pool_by_phase"', (site/"loss_local.html").read_text(encoding="utf-8")) # a name in the prose
+    text = (site / "loss_global.html").read_text(encoding="utf-8")
+    entry = re.sub(
+        r"<[^>]+>", "", re.search(r'id="ptacl.losses.contrast.info_nce".*?<details', text, re.S)[0]
+    )
+    for said in (
+        "temperature: float | Tensor",
+        "Symmetric InfoNCE over the B pairs",
+        "divisor of the cosine similarity, &gt; 0",
+        "ECG embeddings, (B, E)",
+        "scalar, nats",
+    ):
+        assert said in entry, said
+    # a name in the prose
+    assert re.search(
+        r'href="layers.html#ptacl.models.layers.pool_by_phase"',
+        (site / "loss_local.html").read_text(encoding="utf-8"),
+    )
 
 
 def test_figures_formulas_and_parameters_are_there(site):
-    method = (site/"concepts"/"the_method.html").read_text(encoding="utf-8")
-    assert method.count("<img") >= 4 and "<math" in method and "ℒ" in method and not re.search(r"<script[^>]*mathjax", method, re.I)
-    train = re.sub(r"<[^>]+>", "", (site/"train.html").read_text(encoding="utf-8"))
+    method = (site / "concepts" / "the_method.html").read_text(encoding="utf-8")
+    assert (
+        method.count("<img") >= 4
+        and "<math" in method
+        and "ℒ" in method
+        and not re.search(r"<script[^>]*mathjax", method, re.I)
+    )
+    train = re.sub(r"<[^>]+>", "", (site / "train.html").read_text(encoding="utf-8"))
     assert "passes over the training pairs" in train and "TrainConfig.from_params(locals())" in train
 
 
@@ -68,69 +109,98 @@ def test_nothing_comes_from_elsewhere(site):
 
 SIDEBAR = "website: {sidebar: {contents: [{section: Start, contents: [index.ipynb]}, {section: Reference, contents: [10_one.ipynb]}]}}"
 
+
 @pytest.fixture
 def project(tmp_path) -> Path:
     "Two notebooks."
-    nbs = tmp_path/"nbs"
+    nbs = tmp_path / "nbs"
     nbs.mkdir()
-    (nbs/"sidebar.yml").write_text(SIDEBAR)
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# Index\n\n> First.\n\nSee `one` in [its page](10_one.ipynb#a-part).")]), nbs/"index.ipynb")
-    source = '#| export\ndef one(\n    x:int, # a number, > 0\n)->int:    # one more\n    "Count."\n    return x+1'
-    nbformat.write(new_notebook(cells=[new_code_cell("#| default_exp one"), new_markdown_cell("# One\n\n> Second.\n\n## A part\n\nText."), new_code_cell(source)]), nbs/"10_one.ipynb")
+    (nbs / "sidebar.yml").write_text(SIDEBAR)
+    nbformat.write(
+        new_notebook(
+            cells=[new_markdown_cell("# Index\n\n> First.\n\nSee `one` in [its page](10_one.ipynb#a-part).")]
+        ),
+        nbs / "index.ipynb",
+    )
+    source = (
+        '#| export\ndef one(\n    x:int, # a number, > 0\n)->int:    # one more\n    "Count."\n    return x+1'
+    )
+    nbformat.write(
+        new_notebook(
+            cells=[
+                new_code_cell("#| default_exp one"),
+                new_markdown_cell("# One\n\n> Second.\n\n## A part\n\nText."),
+                new_code_cell(source),
+            ]
+        ),
+        nbs / "10_one.ipynb",
+    )
     return tmp_path
 
 
 def add(project: Path, text: str) -> None:
     "Add a cell to the index."
-    nb = nbformat.read(project/"nbs"/"index.ipynb", 4)
+    nb = nbformat.read(project / "nbs" / "index.ipynb", 4)
     nb.cells.append(new_markdown_cell(text))
-    nbformat.write(nb, project/"nbs"/"index.ipynb")
+    nbformat.write(nb, project / "nbs" / "index.ipynb")
 
 
-@pytest.mark.parametrize("text, said", [
-    ("[gone](20_two.ipynb)", "20_two.ipynb"),
-    ("[gone](10_one.ipynb#another-part)", "another-part"),
-    ("[gone](../CHANGES.md)", "CHANGES.md"),
-    ("![picture](pictures/none.png)", "pictures/none.png"),
-    ('<img src="pictures/none.png">', "<img> pictures/none.png: no such file"),
-    ('<p><a href="two.html">gone</a></p>', "<a> two.html: no such file"),
-    ('<script src="https://cdn.example/x.js"></script>', "fetched from elsewhere"),
-    ("$\\unheard{x}$", "unheard"),
-    ("```{unheard}\n```", "unheard"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[gone](20_two.ipynb)", "20_two.ipynb"),
+        ("[gone](10_one.ipynb#another-part)", "another-part"),
+        ("[gone](../CHANGES.md)", "CHANGES.md"),
+        ("![picture](pictures/none.png)", "pictures/none.png"),
+        ('<img src="pictures/none.png">', "<img> pictures/none.png: no such file"),
+        ('<p><a href="two.html">gone</a></p>', "<a> two.html: no such file"),
+        ('<script src="https://cdn.example/x.js"></script>', "fetched from elsewhere"),
+        ("$\\unheard{x}$", "unheard"),
+        ("```{unheard}\n```", "unheard"),
+    ],
+)
 def test_a_fault_fails_the_build_and_keeps_the_old_site(project, text, said):
-    out = project/"site"
+    out = project / "site"
     build(project, out)
-    before = (out/"index.html").read_bytes()
+    before = (out / "index.html").read_bytes()
     add(project, text)
-    with pytest.raises(BadInput, match=re.escape(said)) as error: build(project, out)
-    assert "index." in str(error.value) # the page is named
-    assert (out/"index.html").read_bytes() == before
+    with pytest.raises(BadInput, match=re.escape(said)) as error:
+        build(project, out)
+    assert "index." in str(error.value)  # the page is named
+    assert (out / "index.html").read_bytes() == before
 
 
 def test_two_builds_are_equal(project):
-    first, second = (build(project, project/name).parent for name in "ab")
+    first, second = (build(project, project / name).parent for name in "ab")
     files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(second) for p in second.rglob("*") if p.is_file()) and len(files) > 20
-    assert [p for p in files if (first/p).read_bytes() != (second/p).read_bytes()] == []
+    assert (
+        files == sorted(p.relative_to(second) for p in second.rglob("*") if p.is_file()) and len(files) > 20
+    )
+    assert [p for p in files if (first / p).read_bytes() != (second / p).read_bytes()] == []
 
 
 def test_sidebar_lists_every_notebook_once(repo, project):
-    assert len(read_order(repo/"nbs")) > 5 # it raises where one is missing, listed twice, or not there
-    shutil.copy(project/"nbs"/"index.ipynb", project/"nbs"/"new.ipynb")
-    with pytest.raises(BadInput, match="does not list new.ipynb"): build(project, project/"site")
+    # it raises where one is missing, listed twice, or not there
+    assert len(read_order(repo / "nbs")) > 5
+    shutil.copy(project / "nbs" / "index.ipynb", project / "nbs" / "new.ipynb")
+    with pytest.raises(BadInput, match="does not list new.ipynb"):
+        build(project, project / "site")
 
 
 def test_quarto_reads_the_same_order(repo):
     "nbdev_docs hands these files to Quarto."
-    quarto = yaml.safe_load((repo/"nbs"/"_quarto.yml").read_text(encoding="utf-8"))
+    quarto = yaml.safe_load((repo / "nbs" / "_quarto.yml").read_text(encoding="utf-8"))
     assert quarto["metadata-files"] == ["nbdev.yml", "sidebar.yml"] and quarto["project"]["type"] == "website"
-    assert yaml.safe_load((repo/"nbs"/"nbdev.yml").read_text(encoding="utf-8"))["project"]["output-dir"] == "_docs"
+    assert (
+        yaml.safe_load((repo / "nbs" / "nbdev.yml").read_text(encoding="utf-8"))["project"]["output-dir"]
+        == "_docs"
+    )
 
 
 def test_symbols_equal_all(repo):
     "The reference is read from the sources; what it finds is what the module exports."
-    for path in sorted((repo/"ptacl").glob("[a-z]*.py")):
+    for path in sorted((repo / "ptacl").glob("[a-z]*.py")):
         text = path.read_text(encoding="utf-8")
         exported = re.search(r"__all__ = \[(.*?)\]", text, re.S)
-        if exported: assert {s.name for s in symbols_of(text)} >= set(re.findall(r"'([^']+)'", exported[1])), path.name
+        if exported:
+            assert {s.name for s in symbols_of(text)} >= set(re.findall(r"'([^']+)'", exported[1])), path.name

@@ -1,4 +1,5 @@
 "The house rules: every notebook is held to every rule of `tests/house.py`, and every rule to a notebook that breaks it."
+
 import copy
 import json
 import os
@@ -19,7 +20,8 @@ NOTEBOOKS = house.notebooks(ROOT)
 
 def command(name: str, folder: Path, *args: str) -> str:
     "Run a command of nbdev in a copy of the project and return what it printed."
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} # with it nbdev_export does nothing
+    # with it nbdev_export does nothing
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}")
     assert found, f"{name} is not installed: pip install -c constraints.txt -e '.[dev]'"
     done = subprocess.run([found, *args], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
@@ -29,25 +31,38 @@ def command(name: str, folder: Path, *args: str) -> str:
 
 def files(folder: Path, pattern: str) -> dict[str, bytes]:
     "Relative path -> content."
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob(pattern)) if "__pycache__" not in p.parts}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob(pattern))
+        if "__pycache__" not in p.parts
+    }
 
 
 def project_copy(to: Path) -> Path:
     "What nbdev needs of the project, in another folder."
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "nbs", "ptacl"):
-        source = ROOT/name
-        if source.is_dir(): shutil.copytree(source, to/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "_*.ipynb"))
-        else: shutil.copy(source, to/name)
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(
+                source,
+                to / name,
+                ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "_*.ipynb"),
+            )
+        else:
+            shutil.copy(source, to / name)
     return to
 
 
 # ---- every notebook against every rule
 
-@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda nb: nb.path.relative_to(ROOT/"nbs").as_posix())
+
+@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda nb: nb.path.relative_to(ROOT / "nbs").as_posix())
 @pytest.mark.parametrize("rule", house.RULES)
 def test_rule(rule, nb):
     problems = list(house.RULES[rule](nb))
-    assert not problems, f"{nb.path.relative_to(ROOT)}: {house.RULES[rule].__doc__}\n- " + "\n- ".join(problems)
+    assert not problems, f"{nb.path.relative_to(ROOT)}: {house.RULES[rule].__doc__}\n- " + "\n- ".join(
+        problems
+    )
 
 
 def test_modules_and_notebooks_match():
@@ -60,12 +75,13 @@ def test_nothing_is_defined_twice():
 
 # ---- the tools leave everything as it is
 
+
 def test_export_changes_nothing(tmp_path):
     "ptacl/ is what nbdev_export makes of the notebooks."
     project = project_copy(tmp_path)
-    before = files(ROOT/"ptacl", "*.py")
+    before = files(ROOT / "ptacl", "*.py")
     command("nbdev_export", project)
-    after = files(project/"ptacl", "*.py")
+    after = files(project / "ptacl", "*.py")
     differ = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     assert not differ, f"ptacl/ differs from the notebooks in {differ}: run nbdev_export"
 
@@ -73,52 +89,81 @@ def test_export_changes_nothing(tmp_path):
 def test_clean_changes_nothing(tmp_path):
     "The notebooks are as nbdev_clean leaves them, with papermill's tag."
     project = project_copy(tmp_path)
-    before = files(project/"nbs", "*.ipynb")
+    before = files(project / "nbs", "*.ipynb")
     command("nbdev_clean", project)
-    after = files(project/"nbs", "*.ipynb")
+    after = files(project / "nbs", "*.ipynb")
     differ = sorted(k for k in before if before[k] != after[k])
     assert not differ, f"not clean: {differ}: run nbdev_clean"
 
 
 def test_readme_is_the_index():
-    done = subprocess.run([sys.executable, ROOT/".ci"/"readme.py", "--check"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "readme.py", "--check"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_readme_names_the_commands():
     "The marked commands, which .ci/run and people take from the README, are there."
-    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = dict(re.findall(r"<!-- command: (\w+) -->\s*(?:```\w*\s*)?(.+)", text))
     assert "pytest" in found["tests"] and "constraints.txt" in found["tests"], found
     assert "papermill nbs/train.ipynb" in found["train"] and "constraints.txt" in found["train"], found
 
 
-@pytest.mark.parametrize("key", ["requirements", "dev_requirements", *(f"{extra}_requirements" for extra in house.requirements(ROOT, "extras"))])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "requirements",
+        "dev_requirements",
+        *(f"{extra}_requirements" for extra in house.requirements(ROOT, "extras")),
+    ],
+)
 def test_constraints_pin_every_requirement(key):
     "constraints.txt has one version for each requirement, inside its range."
-    pins = dict(l.split("==") for l in (ROOT/"constraints.txt").read_text().splitlines() if l and not l.startswith("#"))
-    assert not [v for v in pins.values() if "+" in v], "a local version (torch's +cpu) cannot be had everywhere"
+    pins = dict(
+        l.split("==")
+        for l in (ROOT / "constraints.txt").read_text().splitlines()
+        if l and not l.startswith("#")
+    )
+    assert not [v for v in pins.values() if "+" in v], (
+        "a local version (torch's +cpu) cannot be had everywhere"
+    )
     for name, versions in house.requirements(ROOT, key).items():
         pin = pins.get(re.sub(r"[-_.]+", "-", name).lower())
         assert pin, f"{name} has no version in constraints.txt"
-        assert Requirement(f"{name}{versions}").specifier.contains(pin), f"{name}{versions} does not allow {pin}"
+        assert Requirement(f"{name}{versions}").specifier.contains(pin), (
+            f"{name}{versions} does not allow {pin}"
+        )
 
 
 LIGHT = [nb.module for nb in NOTEBOOKS if nb.kind == "library" and nb.number < 18]
 
+
 def test_data_modules_import_without_torch():
     "Readers, phases and the cohort need no torch, and nothing loads neurokit2 (2 s) before it is used."
     assert LIGHT
-    code = "import sys\n" + "".join(f"import ptacl.{m}\n" for m in LIGHT) + "print([m for m in ('torch', 'neurokit2', 'lightning_fabric') if m in sys.modules])"
+    code = (
+        "import sys\n"
+        + "".join(f"import ptacl.{m}\n" for m in LIGHT)
+        + "print([m for m in ('torch', 'neurokit2', 'lightning_fabric') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_no_large_files():
     "No weights, caches or recordings slip in: nothing over 2 MB that git would take."
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode: pytest.skip("not a git repository")
-    large = [f for f in listed.stdout.split("\0") if f and (ROOT/f).is_file() and (ROOT/f).stat().st_size > 2_000_000]
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    large = [
+        f
+        for f in listed.stdout.split("\0")
+        if f and (ROOT / f).is_file() and (ROOT / f).stat().st_size > 2_000_000
+    ]
     assert not large
 
 
@@ -130,9 +175,15 @@ GOOD = [
     ("code", "#| export\nimport math\n\nfrom ptacl.core import BadInput"),
     ("code", "#| hide\nfrom fastcore.test import test_eq, test_fail"),
     ("markdown", "Half of a number."),
-    ("code", '#| export\ndef half(\n    x:float, # any finite number\n    fs:float, # sampling rate, Hz\n)->float: # its half\n'
-             '    "Half of a number."\n    if not math.isfinite(x): raise BadInput("array", f"x is {x}", "Pass a finite number.")\n    return x/2'),
-    ("code", 'test_eq(half(4., 500.), 2.)\ntest_fail(lambda: half(math.inf, 500.), contains="Pass a finite number")\nhalf(3., 500.)'),
+    (
+        "code",
+        "#| export\ndef half(\n    x:float, # any finite number\n    fs:float, # sampling rate, Hz\n)->float: # its half\n"
+        '    "Half of a number."\n    if not math.isfinite(x): raise BadInput("array", f"x is {x}", "Pass a finite number.")\n    return x/2',
+    ),
+    (
+        "code",
+        'test_eq(half(4., 500.), 2.)\ntest_fail(lambda: half(math.inf, 500.), contains="Pass a finite number")\nhalf(3., 500.)',
+    ),
 ]
 EXPERIMENT = [
     ("markdown", "# Run\n\n> An experiment."),
@@ -143,20 +194,24 @@ EXPERIMENT = [
 
 def make(cells: list[tuple[str, str]], name: str, root: Path) -> house.Notebook:
     "A notebook in a project of its own, with a core module below it and its own module exported."
-    path = root/"nbs"/name
+    path = root / "nbs" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    (root/"nbs"/"top/00_core.ipynb").write_text("{}")
-    (root/"nbs"/"80_high.ipynb").write_text("{}")
-    (root/"ptacl").mkdir(exist_ok=True)
-    shutil.copy(ROOT/"settings.ini", root/"settings.ini")
+    (root / "nbs" / "top/00_core.ipynb").write_text("{}")
+    (root / "nbs" / "80_high.ipynb").write_text("{}")
+    (root / "ptacl").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "settings.ini", root / "settings.ini")
     module = re.sub(r"^\d\d_|\.ipynb$", "", path.name)
-    (root/"ptacl"/f"{module}.py").write_text(f"# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/{path.name}.\n")
+    (root / "ptacl" / f"{module}.py").write_text(
+        f"# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/{path.name}.\n"
+    )
     full = []
     for i, (kind, source) in enumerate(cells):
         cell = {"cell_type": kind, "id": f"c{i}", "metadata": {}, "source": source.splitlines(keepends=True)}
-        if kind == "code": cell |= {"execution_count": None, "outputs": []}
+        if kind == "code":
+            cell |= {"execution_count": None, "outputs": []}
         full.append(cell)
-    if name == "run.ipynb": full[1]["metadata"]["tags"] = ["parameters"]
+    if name == "run.ipynb":
+        full[1]["metadata"]["tags"] = ["parameters"]
     data = {"cells": full, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(data))
     return house.Notebook.read(path, root)
@@ -168,7 +223,13 @@ def changed(cells: list[tuple[str, str]], old: str, new: str) -> list[tuple[str,
     return [(k, s.replace(old, new)) for k, s in cells]
 
 
-PAGE = [("markdown", "# Page\n\n> Figures.\n\n`papermill nbs/run.ipynb out.ipynb`, seed 1, 2026-01-31. A test-bed, never clinical evidence."), ("code", "assert 1 + 1 == 2")]
+PAGE = [
+    (
+        "markdown",
+        "# Page\n\n> Figures.\n\n`papermill nbs/run.ipynb out.ipynb`, seed 1, 2026-01-31. A test-bed, never clinical evidence.",
+    ),
+    ("code", "assert 1 + 1 == 2"),
+]
 HALF, DEMO = GOOD[5][1], GOOD[6][1]
 EXTRA = ("code", "#| hide\nimport os")
 # rule, the cells with the fault, file name, a piece of the complaint
@@ -181,9 +242,19 @@ FAULTS = [
     ("module_name", [*GOOD, GOOD[0]], "10_good.ipynb", "2 cells"),
     ("module_name", [("code", "#| default_exp run"), *EXPERIMENT], "walk.ipynb", "only library"),
     ("only_library_exports", [*EXPERIMENT, ("code", HALF)], "run.ipynb", "in a experiment"),
-    ("only_library_exports", changed(GOOD, "#| export\ndef", "#| export core\ndef"), "10_good.ipynb", "exports into core"),
+    (
+        "only_library_exports",
+        changed(GOOD, "#| export\ndef", "#| export core\ndef"),
+        "10_good.ipynb",
+        "exports into core",
+    ),
     ("opening", changed(GOOD, "# Good", "Good"), "10_good.ipynb", "not `# Title`"),
-    ("opening", changed(GOOD, "> A notebook that keeps every rule.", ">"), "10_good.ipynb", "no `> sentence`"),
+    (
+        "opening",
+        changed(GOOD, "> A notebook that keeps every rule.", ">"),
+        "10_good.ipynb",
+        "no `> sentence`",
+    ),
     ("opening", changed(GOOD, "every rule.", "every rule"), "10_good.ipynb", "full stop"),
     ("opening", changed(GOOD, "What goes in,\n", ""), "10_good.ipynb", "1 lines"),
     ("opening", EXPERIMENT[1:], "run.ipynb", "no title"),
@@ -192,62 +263,203 @@ FAULTS = [
     ("import_cells", [*GOOD[:2], *GOOD[5:], GOOD[2]], "10_good.ipynb", "do not come first"),
     ("import_cells", changed(GOOD, "#| hide\n", ""), "10_good.ipynb", "`#| hide` cell"),
     ("no_star_import", changed(GOOD, "import test_eq, test_fail", "import *"), "10_good.ipynb", "import *"),
-    ("imports_from_lower", changed(GOOD, "ptacl.core", "ptacl.high"), "10_good.ipynb", "imports ptacl.high (80)"),
-    ("imports_from_lower", changed(GOOD, "    return x/2", "    from ptacl.high import x\n    return x/2"), "10_good.ipynb", "imports ptacl.high"),
-    ("imports_from_lower", changed(GOOD, "from ptacl.core import BadInput", "from ptacl import nowhere"), "10_good.ipynb", "ptacl.nowhere is no"),
-    ("imports_declared", changed(GOOD, "import math\n", "import pytest\n"), "10_good.ipynb", "pytest is not among"),
-    ("export_cell_size", changed(GOOD, "    return x/2", "    x = x\n"*60 + "    return x/2"), "10_good.ipynb", "67 lines"),
-    ("one_symbol_a_cell", changed(GOOD, "    return x/2", "    return x/2\n\nclass Third: ..."), "10_good.ipynb", "half, Third"),
+    (
+        "imports_from_lower",
+        changed(GOOD, "ptacl.core", "ptacl.high"),
+        "10_good.ipynb",
+        "imports ptacl.high (80)",
+    ),
+    (
+        "imports_from_lower",
+        changed(GOOD, "    return x/2", "    from ptacl.high import x\n    return x/2"),
+        "10_good.ipynb",
+        "imports ptacl.high",
+    ),
+    (
+        "imports_from_lower",
+        changed(GOOD, "from ptacl.core import BadInput", "from ptacl import nowhere"),
+        "10_good.ipynb",
+        "ptacl.nowhere is no",
+    ),
+    (
+        "imports_declared",
+        changed(GOOD, "import math\n", "import pytest\n"),
+        "10_good.ipynb",
+        "pytest is not among",
+    ),
+    (
+        "export_cell_size",
+        changed(GOOD, "    return x/2", "    x = x\n" * 60 + "    return x/2"),
+        "10_good.ipynb",
+        "67 lines",
+    ),
+    (
+        "one_symbol_a_cell",
+        changed(GOOD, "    return x/2", "    return x/2\n\nclass Third: ..."),
+        "10_good.ipynb",
+        "half, Third",
+    ),
     ("no_work_at_import", [*GOOD, ("code", "#| export\nprint('hello')")], "10_good.ipynb", "runs at import"),
     ("documented", changed(GOOD, "x:float, # any", "x, # any"), "10_good.ipynb", "`x` has no type"),
-    ("documented", changed(GOOD, "x:float, # any finite number", "x:float,"), "10_good.ipynb", "`x` has no comment"),
-    ("documented", changed(GOOD, "x:float, # any finite number\n    fs", "x:float, fs"), "10_good.ipynb", "shares its line"),
+    (
+        "documented",
+        changed(GOOD, "x:float, # any finite number", "x:float,"),
+        "10_good.ipynb",
+        "`x` has no comment",
+    ),
+    (
+        "documented",
+        changed(GOOD, "x:float, # any finite number\n    fs", "x:float, fs"),
+        "10_good.ipynb",
+        "shares its line",
+    ),
     ("documented", changed(GOOD, "->float", ""), "10_good.ipynb", "no return type"),
     ("documented", changed(GOOD, " # its half", ""), "10_good.ipynb", "what it returns"),
     ("documented", changed(GOOD, '    "Half of a number."\n', ""), "10_good.ipynb", "no docstring"),
-    ("documented", changed(GOOD, '"Half of a number."', '"Half of a number"'), "10_good.ipynb", "without a full stop"),
-    ("documented", changed(GOOD, '"Half of a number."', '"""Half.\n\n    More."""'), "10_good.ipynb", "more than one line"),
-    ("documented", [*GOOD, ("code", "#| export\n@dataclass\nclass Box:\n    \"A box.\"\n    x: float")], "10_good.ipynb", "Box.x"),
-    ("documented", [*GOOD, ("code", "#| export\nclass Box:\n    \"A box.\"\n    def __init__(self, x): self.x = x")], "10_good.ipynb", "Box.__init__: `x` has no type"),
-    ("signatures", changed(GOOD, "fs:float,", "fs:float=500.,"), "10_good.ipynb", "`fs` has the default 500.0"),
-    ("signatures", changed(GOOD, "fs:float, # sampling rate, Hz", "**options:int"), "10_good.ipynb", "**options"),
-    ("sound_errors", changed(GOOD, "    return x/2", "    try: return x/2\n    except ZeroDivisionError: pass"), "10_good.ipynb", "swallowed"),
-    ("sound_errors", changed(GOOD, "    return x/2", "    try: return x/2\n    except: return 0"), "10_good.ipynb", "bare except"),
-    ("sound_errors", changed(GOOD, "    return x/2", '    return 0 if "IN_TEST" in globals() else x/2'), "10_good.ipynb", "whether it is tested"),
-    ("workers_end", changed(GOOD, "    return x/2", "    return Parallel(n_jobs=2)(x)"), "10_good.ipynb", "idle_worker_timeout"),
+    (
+        "documented",
+        changed(GOOD, '"Half of a number."', '"Half of a number"'),
+        "10_good.ipynb",
+        "without a full stop",
+    ),
+    (
+        "documented",
+        changed(GOOD, '"Half of a number."', '"""Half.\n\n    More."""'),
+        "10_good.ipynb",
+        "more than one line",
+    ),
+    (
+        "documented",
+        [*GOOD, ("code", '#| export\n@dataclass\nclass Box:\n    "A box."\n    x: float')],
+        "10_good.ipynb",
+        "Box.x",
+    ),
+    (
+        "documented",
+        [*GOOD, ("code", '#| export\nclass Box:\n    "A box."\n    def __init__(self, x): self.x = x')],
+        "10_good.ipynb",
+        "Box.__init__: `x` has no type",
+    ),
+    (
+        "signatures",
+        changed(GOOD, "fs:float,", "fs:float=500.,"),
+        "10_good.ipynb",
+        "`fs` has the default 500.0",
+    ),
+    (
+        "signatures",
+        changed(GOOD, "fs:float, # sampling rate, Hz", "**options:int"),
+        "10_good.ipynb",
+        "**options",
+    ),
+    (
+        "sound_errors",
+        changed(GOOD, "    return x/2", "    try: return x/2\n    except ZeroDivisionError: pass"),
+        "10_good.ipynb",
+        "swallowed",
+    ),
+    (
+        "sound_errors",
+        changed(GOOD, "    return x/2", "    try: return x/2\n    except: return 0"),
+        "10_good.ipynb",
+        "bare except",
+    ),
+    (
+        "sound_errors",
+        changed(GOOD, "    return x/2", '    return 0 if "IN_TEST" in globals() else x/2'),
+        "10_good.ipynb",
+        "whether it is tested",
+    ),
+    (
+        "workers_end",
+        changed(GOOD, "    return x/2", "    return Parallel(n_jobs=2)(x)"),
+        "10_good.ipynb",
+        "idle_worker_timeout",
+    ),
     ("demonstrated", GOOD[:6], "10_good.ipynb", "nothing is asserted of half"),
-    ("demonstrated", [*GOOD[:6], ("code", "half(4., 500.)\nassert True")], "10_good.ipynb", "nothing is asserted"),
-    ("demonstrated", [*GOOD[:6], ("code", "test_eq(math.pi > 3, True)")], "10_good.ipynb", "`half` is not used"),
+    (
+        "demonstrated",
+        [*GOOD[:6], ("code", "half(4., 500.)\nassert True")],
+        "10_good.ipynb",
+        "nothing is asserted",
+    ),
+    (
+        "demonstrated",
+        [*GOOD[:6], ("code", "test_eq(math.pi > 3, True)")],
+        "10_good.ipynb",
+        "`half` is not used",
+    ),
     ("demonstrated", [*GOOD[:6], ("code", "#| slow\n" + DEMO)], "10_good.ipynb", "nothing is asserted"),
-    ("demonstrated", [*GOOD[:6], ("code", HALF.replace("half(", "third(")), GOOD[6]], "10_good.ipynb", "nothing is asserted of half"),
-    ("errors_shown", changed(GOOD, ', contains="Pass a finite number"', ""), "10_good.ipynb", "no test shows"),
-    ("parameters_cell", [EXPERIMENT[0], EXPERIMENT[2], EXPERIMENT[1]], "run.ipynb", "is not `name: type = literal`"),
+    (
+        "demonstrated",
+        [*GOOD[:6], ("code", HALF.replace("half(", "third(")), GOOD[6]],
+        "10_good.ipynb",
+        "nothing is asserted of half",
+    ),
+    (
+        "errors_shown",
+        changed(GOOD, ', contains="Pass a finite number"', ""),
+        "10_good.ipynb",
+        "no test shows",
+    ),
+    (
+        "parameters_cell",
+        [EXPERIMENT[0], EXPERIMENT[2], EXPERIMENT[1]],
+        "run.ipynb",
+        "is not `name: type = literal`",
+    ),
     ("parameters_cell", EXPERIMENT, "walk.ipynb", "0 cells tagged"),
     ("parameters_cell", changed(EXPERIMENT, "= 3", "= len('abc')"), "run.ipynb", "not a literal"),
     ("parameters_cell", changed(EXPERIMENT, "  # passes over the data", ""), "run.ipynb", "no help"),
     ("parameters_cell", changed(EXPERIMENT, "epochs: int", "#| hide\nepochs: int"), "run.ipynb", "directive"),
     ("stored_cells", [*GOOD, ("code", " ")], "10_good.ipynb", "empty"),
-    *(("results_page", changed(PAGE, gone, ""), "results/my_page.ipynb", f"no {what}") for gone, what in
-      (("papermill", "papermill"), ("seed", "seed"), ("2026-01-31", "date"), ("never ", "`never clinical"))),
+    *(
+        ("results_page", changed(PAGE, gone, ""), "results/my_page.ipynb", f"no {what}")
+        for gone, what in (
+            ("papermill", "papermill"),
+            ("seed", "seed"),
+            ("2026-01-31", "date"),
+            ("never ", "`never clinical"),
+        )
+    ),
     ("results_page", PAGE[:1], "results/my_page.ipynb", "asserts nothing"),
-    ("results_page", [*PAGE, ("code", "from ptacl.core import BadInput")], "results/my_page.ipynb", "imports ptacl"),
+    (
+        "results_page",
+        [*PAGE, ("code", "from ptacl.core import BadInput")],
+        "results/my_page.ipynb",
+        "imports ptacl",
+    ),
     ("file_name", PAGE, "results/page.ipynb", "must match"),
     ("stored_outputs", [*PAGE, ("code", "print(1)")], "results/my_page.ipynb", "no output is stored"),
     ("stored_outputs", [*GOOD, ("code", "half")], "10_good.ipynb", "no output is stored"),
     ("stored_outputs", [*GOOD, ("code", "print(half)")], "10_good.ipynb", "no output is stored"),
-    ("file_size", [*GOOD, ("markdown", "x"*300_000)], "10_good.ipynb", "30"),
-    ("file_size", [*EXPERIMENT, ("markdown", "x"*600_000)], "tutorials/01_look_here.ipynb", "60"),
+    ("file_size", [*GOOD, ("markdown", "x" * 300_000)], "10_good.ipynb", "30"),
+    ("file_size", [*EXPERIMENT, ("markdown", "x" * 600_000)], "tutorials/01_look_here.ipynb", "60"),
     ("no_machine_paths", [*GOOD, ("code", "p = '/home/me/a.dat'")], "10_good.ipynb", "/home/me"),
     ("no_machine_paths", [*GOOD, ("code", "p = 'C:\\\\data'")], "10_good.ipynb", "path of one machine"),
     ("no_machine_paths", [*GOOD, ("code", "sys.path.append('..')")], "10_good.ipynb", "sys.path"),
     ("no_machine_paths", [*GOOD, ("code", "!pip install x")], "10_good.ipynb", "magic"),
     ("no_machine_paths", [*GOOD, ("code", "%cd ..")], "10_good.ipynb", "magic"),
     ("no_machine_paths", [*GOOD, ("code", "from google.colab import drive")], "10_good.ipynb", "colab"),
-    ("no_eval_false", changed(GOOD, "test_eq(half", "#| eval: false\ntest_eq(half"), "10_good.ipynb", "eval: false"),
+    (
+        "no_eval_false",
+        changed(GOOD, "test_eq(half", "#| eval: false\ntest_eq(half"),
+        "10_good.ipynb",
+        "eval: false",
+    ),
 ]
 
 
-@pytest.mark.parametrize("cells, name", [(GOOD, "10_good.ipynb"), (EXPERIMENT, "run.ipynb"), (EXPERIMENT[:1], "tutorials/01_look_here.ipynb"), (PAGE, "results/my_page.ipynb"), (EXPERIMENT[:1], "index.ipynb")])
+@pytest.mark.parametrize(
+    "cells, name",
+    [
+        (GOOD, "10_good.ipynb"),
+        (EXPERIMENT, "run.ipynb"),
+        (EXPERIMENT[:1], "tutorials/01_look_here.ipynb"),
+        (PAGE, "results/my_page.ipynb"),
+        (EXPERIMENT[:1], "index.ipynb"),
+    ],
+)
 def test_good_notebook_keeps_all_rules(cells, name, tmp_path):
     nb = make(cells, name, tmp_path)
     assert {r: p for r, check in house.RULES.items() if (p := list(check(nb)))} == {}
@@ -262,20 +474,45 @@ def test_every_rule_has_a_fault():
     assert set(house.RULES) == {f[0] for f in FAULTS}
 
 
-@pytest.mark.parametrize("change, rule, complaint", [
-    (lambda d: d["cells"][5].update(execution_count=3), "stored_cells", "execution count 3"),
-    (lambda d: d["cells"][5].pop("id"), "stored_cells", "cell ids"),
-    (lambda d: d["cells"][5].update(id="c1"), "stored_cells", "cell ids"),
-    (lambda d: d.update(nbformat_minor=4), "stored_cells", "not format 4.5"),
-    (lambda d: d["cells"][6]["outputs"].append({"output_type": "error", "ename": "KeyError"}), "stored_cells", "KeyError"),
-    (lambda d: d["cells"][6]["outputs"].append({"output_type": "stream", "text": ["read /work/main/a.dat"]}), "no_machine_paths", "/work/main"),
-    (lambda d: d["cells"][6].update(outputs=[{"output_type": "display_data", "data": {"image/png": "x"}}]*4), "stored_outputs", "4 plots"),
-    (lambda d: d["cells"][6]["metadata"].update(tags=["parameters"]), "parameters_cell", "1 cells tagged"),
-])
+@pytest.mark.parametrize(
+    "change, rule, complaint",
+    [
+        (lambda d: d["cells"][5].update(execution_count=3), "stored_cells", "execution count 3"),
+        (lambda d: d["cells"][5].pop("id"), "stored_cells", "cell ids"),
+        (lambda d: d["cells"][5].update(id="c1"), "stored_cells", "cell ids"),
+        (lambda d: d.update(nbformat_minor=4), "stored_cells", "not format 4.5"),
+        (
+            lambda d: d["cells"][6]["outputs"].append({"output_type": "error", "ename": "KeyError"}),
+            "stored_cells",
+            "KeyError",
+        ),
+        (
+            lambda d: d["cells"][6]["outputs"].append(
+                {"output_type": "stream", "text": ["read /work/main/a.dat"]}
+            ),
+            "no_machine_paths",
+            "/work/main",
+        ),
+        (
+            lambda d: d["cells"][6].update(
+                outputs=[{"output_type": "display_data", "data": {"image/png": "x"}}] * 4
+            ),
+            "stored_outputs",
+            "4 plots",
+        ),
+        (
+            lambda d: d["cells"][6]["metadata"].update(tags=["parameters"]),
+            "parameters_cell",
+            "1 cells tagged",
+        ),
+    ],
+)
 def test_rule_finds_a_fault_in_the_file(change, rule, complaint, tmp_path):
     nb = make(GOOD, "10_good.ipynb", tmp_path)
     change(nb.data)
-    assert any(complaint in p for p in house.RULES[rule](house.Notebook(nb.path, nb.root, copy.deepcopy(nb.data))))
+    assert any(
+        complaint in p for p in house.RULES[rule](house.Notebook(nb.path, nb.root, copy.deepcopy(nb.data)))
+    )
 
 
 def test_experiment_with_outputs_is_found(tmp_path):
@@ -287,19 +524,23 @@ def test_experiment_with_outputs_is_found(tmp_path):
 def test_orphans_and_copies_are_found(tmp_path):
     make(GOOD, "10_good.ipynb", tmp_path)
     make(GOOD, "10_twin.ipynb", tmp_path)
-    for name in ("top/00_core.ipynb", "80_high.ipynb"): (tmp_path/"nbs"/name).unlink()
-    (tmp_path/"ptacl"/"old.py").write_text("")
-    assert list(house.orphans(tmp_path)) == ["ptacl/old.py: no notebook exports it", "number 10 has two notebooks"]
+    for name in ("top/00_core.ipynb", "80_high.ipynb"):
+        (tmp_path / "nbs" / name).unlink()
+    (tmp_path / "ptacl" / "old.py").write_text("")
+    assert list(house.orphans(tmp_path)) == [
+        "ptacl/old.py: no notebook exports it",
+        "number 10 has two notebooks",
+    ]
     assert list(house.twice_defined(tmp_path)) == ["`half` is defined in 10_good.ipynb and in 10_twin.ipynb"]
 
 
 def test_stale_module_and_unclean_notebook_are_found(tmp_path):
     "The copies on which export and clean are tried do show a difference."
     project = project_copy(tmp_path)
-    core = project/"ptacl"/"core.py"
+    core = project / "ptacl" / "core.py"
     fresh = core.read_bytes()
     core.write_bytes(fresh + b"\n# edited by hand\n")
-    nb = project/"nbs"/"top/00_core.ipynb"
+    nb = project / "nbs" / "top/00_core.ipynb"
     clean = nb.read_text(encoding="utf-8")
     nb.write_text(clean.replace('"execution_count": null', '"execution_count": 7', 1), encoding="utf-8")
     command("nbdev_export", project, "--path", "nbs/top/00_core.ipynb")
@@ -310,7 +551,10 @@ def test_stale_module_and_unclean_notebook_are_found(tmp_path):
 def test_parameters_tag_survives_cleaning(tmp_path):
     "settings.ini keeps `tags`: without it papermill would run with the defaults and say nothing."
     project = project_copy(tmp_path)
-    nb = make(EXPERIMENT, "run.ipynb", tmp_path/"other")
-    shutil.copy(nb.path, project/"nbs"/"run.ipynb")
+    nb = make(EXPERIMENT, "run.ipynb", tmp_path / "other")
+    shutil.copy(nb.path, project / "nbs" / "run.ipynb")
     command("nbdev_clean", project, "--fname", "nbs/run.ipynb")
-    assert list(house.RULES["parameters_cell"](house.Notebook.read(project/"nbs"/"run.ipynb", project))) == []
+    assert (
+        list(house.RULES["parameters_cell"](house.Notebook.read(project / "nbs" / "run.ipynb", project)))
+        == []
+    )

@@ -1,4 +1,5 @@
 "Published encoders: our reading of their weights against forward passes written here from the published names alone."
+
 import json
 import math
 
@@ -14,43 +15,65 @@ from ptacl.models.weights import save_weights
 def layer_norm(x, w, name, eps):
     "LayerNorm over the last axis, spelt out."
     mean = x.mean(-1, keepdim=True)
-    return (x - mean) / torch.sqrt(((x - mean)**2).mean(-1, keepdim=True) + eps) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    return (x - mean) / torch.sqrt(((x - mean) ** 2).mean(-1, keepdim=True) + eps) * w[f"{name}.weight"] + w[
+        f"{name}.bias"
+    ]
 
 
-def linear(x, weight, bias=0.): return torch.einsum("bni,oi->bno", x, weight) + bias
+def linear(x, weight, bias=0.0):
+    return torch.einsum("bni,oi->bno", x, weight) + bias
 
 
-def gelu(x): return 0.5*x*(1 + torch.erf(x/math.sqrt(2)))
+def gelu(x):
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def attend(q, k, v, heads):
     "Softmax attention, one head after the other."
-    d, out = q.shape[-1]//heads, []
+    d, out = q.shape[-1] // heads, []
     for h in range(heads):
-        s = slice(h*d, (h+1)*d)
+        s = slice(h * d, (h + 1) * d)
         out.append(torch.softmax(q[..., s] @ k[..., s].transpose(1, 2) / math.sqrt(d), dim=-1) @ v[..., s])
     return torch.cat(out, dim=-1)
 
 
 def patches(x, size):
     "Strips (B, L, T) to patches of one lead, lead after lead."
-    return torch.stack([x[:, lead, t:t+size] for lead in range(x.shape[1]) for t in range(0, x.shape[2], size)], dim=1)
+    return torch.stack(
+        [x[:, lead, t : t + size] for lead in range(x.shape[1]) for t in range(0, x.shape[2], size)], dim=1
+    )
 
 
 def vitmae_forward(w, x, heads, eps=1e-12):
     "ViT-MAE of PTACL's fork: tokens after the last norm, CLS first."
     kernel = w["embeddings.patch_embeddings.projection.weight"]
     position = w["embeddings.position_embeddings"]
-    h = linear(patches(x, kernel.shape[-1]), kernel[:, 0, 0], w["embeddings.patch_embeddings.projection.bias"]) + position[:, 1:]
+    h = (
+        linear(
+            patches(x, kernel.shape[-1]), kernel[:, 0, 0], w["embeddings.patch_embeddings.projection.bias"]
+        )
+        + position[:, 1:]
+    )
     h = torch.cat([(w["embeddings.cls_token"] + position[:, :1]).expand(len(x), -1, -1), h], dim=1)
     for i in range(sum(k.endswith("layernorm_before.weight") for k in w)):
         b = f"encoder.layer.{i}."
         n, a = layer_norm(h, w, b + "layernorm_before", eps), b + "attention.attention."
-        mixed = attend(linear(n, w[a+"query.weight"], w[a+"q_bias"]), linear(n, w[a+"key.weight"]), linear(n, w[a+"value.weight"], w[a+"v_bias"]), heads)
-        h = h + w[b+"layerscale.layerscale_c"]*linear(mixed, w[b+"attention.output.dense.weight"], w[b+"attention.output.dense.bias"])
+        mixed = attend(
+            linear(n, w[a + "query.weight"], w[a + "q_bias"]),
+            linear(n, w[a + "key.weight"]),
+            linear(n, w[a + "value.weight"], w[a + "v_bias"]),
+            heads,
+        )
+        h = h + w[b + "layerscale.layerscale_c"] * linear(
+            mixed, w[b + "attention.output.dense.weight"], w[b + "attention.output.dense.bias"]
+        )
         n = layer_norm(h, w, b + "layernorm_after", eps)
-        n = linear(gelu(linear(n, w[b+"intermediate.dense.weight"], w[b+"intermediate.dense.bias"])), w[b+"output.dense.weight"], w[b+"output.dense.bias"])
-        h = h + w[b+"output.layerscale.layerscale_c"]*n
+        n = linear(
+            gelu(linear(n, w[b + "intermediate.dense.weight"], w[b + "intermediate.dense.bias"])),
+            w[b + "output.dense.weight"],
+            w[b + "output.dense.bias"],
+        )
+        h = h + w[b + "output.layerscale.layerscale_c"] * n
     return layer_norm(h, w, "layernorm", eps)
 
 
@@ -61,82 +84,133 @@ def timm_forward(w, x, heads, eps=1e-6):
     h = torch.cat([w["cls_token"].expand(len(x), -1, -1), h], dim=1) + w["pos_embed"]
     for i in range(sum(k.endswith("norm1.weight") for k in w)):
         b = f"blocks.{i}."
-        q, k, v = linear(layer_norm(h, w, b + "norm1", eps), w[b+"attn.qkv.weight"], w[b+"attn.qkv.bias"]).chunk(3, dim=-1)
-        h = h + linear(attend(q, k, v, heads), w[b+"attn.proj.weight"], w[b+"attn.proj.bias"])
+        q, k, v = linear(
+            layer_norm(h, w, b + "norm1", eps), w[b + "attn.qkv.weight"], w[b + "attn.qkv.bias"]
+        ).chunk(3, dim=-1)
+        h = h + linear(attend(q, k, v, heads), w[b + "attn.proj.weight"], w[b + "attn.proj.bias"])
         n = layer_norm(h, w, b + "norm2", eps)
-        h = h + linear(gelu(linear(n, w[b+"mlp.fc1.weight"], w[b+"mlp.fc1.bias"])), w[b+"mlp.fc2.weight"], w[b+"mlp.fc2.bias"])
+        h = h + linear(
+            gelu(linear(n, w[b + "mlp.fc1.weight"], w[b + "mlp.fc1.bias"])),
+            w[b + "mlp.fc2.weight"],
+            w[b + "mlp.fc2.bias"],
+        )
     return h
 
 
 def rand(g, *shape, scale=None):
     "Weights of a size at which every layer matters."
-    return torch.randn(*shape, generator=g)*(scale if scale else 1/math.sqrt(shape[-1]))
+    return torch.randn(*shape, generator=g) * (scale if scale else 1 / math.sqrt(shape[-1]))
 
 
 def vitmae_state(D, depth, hidden, leads, columns, patch, seed=0):
     "Every key of FIELD's list with random values; norms far from 1 and LayerScale far from its start."
     g = torch.Generator().manual_seed(seed)
     e = "embeddings."
-    w = {e+"cls_token": rand(g, 1, 1, D, scale=1.), e+"position_embeddings": rand(g, 1, 1+leads*columns, D, scale=.5),
-         e+"patch_embeddings.projection.weight": rand(g, D, 1, 1, patch), e+"patch_embeddings.projection.bias": rand(g, D, scale=.3)}
+    w = {
+        e + "cls_token": rand(g, 1, 1, D, scale=1.0),
+        e + "position_embeddings": rand(g, 1, 1 + leads * columns, D, scale=0.5),
+        e + "patch_embeddings.projection.weight": rand(g, D, 1, 1, patch),
+        e + "patch_embeddings.projection.bias": rand(g, D, scale=0.3),
+    }
     norms = ["layernorm"]
     for i in range(depth):
         b = f"encoder.layer.{i}."
-        norms += [b+"layernorm_before", b+"layernorm_after"]
-        for n in ("query", "key", "value"): w[f"{b}attention.attention.{n}.weight"] = rand(g, D, D)
-        for n in ("q_bias", "v_bias"): w[f"{b}attention.attention.{n}"] = rand(g, D, scale=.5)
+        norms += [b + "layernorm_before", b + "layernorm_after"]
+        for n in ("query", "key", "value"):
+            w[f"{b}attention.attention.{n}.weight"] = rand(g, D, D)
+        for n in ("q_bias", "v_bias"):
+            w[f"{b}attention.attention.{n}"] = rand(g, D, scale=0.5)
         for n, o, k in (("attention.output", D, D), ("intermediate", hidden, D), ("output", D, hidden)):
-            w[f"{b}{n}.dense.weight"], w[f"{b}{n}.dense.bias"] = rand(g, o, k), rand(g, o, scale=.3)
-        for n in ("layerscale", "output.layerscale"): w[f"{b}{n}.layerscale_c"] = rand(g, D, scale=.5)
-    for n in norms: w[f"{n}.weight"], w[f"{n}.bias"] = 1+rand(g, D, scale=.3), rand(g, D, scale=.3)
+            w[f"{b}{n}.dense.weight"], w[f"{b}{n}.dense.bias"] = rand(g, o, k), rand(g, o, scale=0.3)
+        for n in ("layerscale", "output.layerscale"):
+            w[f"{b}{n}.layerscale_c"] = rand(g, D, scale=0.5)
+    for n in norms:
+        w[f"{n}.weight"], w[f"{n}.bias"] = 1 + rand(g, D, scale=0.3), rand(g, D, scale=0.3)
     return w
 
 
 def timm_state(D, depth, leads, columns, patch, seed=0, fc_norm=True):
     "timm's keys with random values."
     g = torch.Generator().manual_seed(seed)
-    w = {"cls_token": rand(g, 1, 1, D, scale=1.), "pos_embed": rand(g, 1, 1+leads*columns, D, scale=.5), "patch_embed.proj.weight": rand(g, D, 1, 1, patch), "patch_embed.proj.bias": rand(g, D, scale=.3)}
-    norms = ["norm"] + ["fc_norm"]*fc_norm
+    w = {
+        "cls_token": rand(g, 1, 1, D, scale=1.0),
+        "pos_embed": rand(g, 1, 1 + leads * columns, D, scale=0.5),
+        "patch_embed.proj.weight": rand(g, D, 1, 1, patch),
+        "patch_embed.proj.bias": rand(g, D, scale=0.3),
+    }
+    norms = ["norm"] + ["fc_norm"] * fc_norm
     for i in range(depth):
         b = f"blocks.{i}."
-        norms += [b+"norm1", b+"norm2"]
-        for n, o, k in (("attn.qkv", 3*D, D), ("attn.proj", D, D), ("mlp.fc1", 4*D, D), ("mlp.fc2", D, 4*D)): w[f"{b}{n}.weight"], w[f"{b}{n}.bias"] = rand(g, o, k), rand(g, o, scale=.3)
-    for n in norms: w[f"{n}.weight"], w[f"{n}.bias"] = 1+rand(g, D, scale=.3), rand(g, D, scale=.3)
+        norms += [b + "norm1", b + "norm2"]
+        for n, o, k in (
+            ("attn.qkv", 3 * D, D),
+            ("attn.proj", D, D),
+            ("mlp.fc1", 4 * D, D),
+            ("mlp.fc2", D, 4 * D),
+        ):
+            w[f"{b}{n}.weight"], w[f"{b}{n}.bias"] = rand(g, o, k), rand(g, o, scale=0.3)
+    for n in norms:
+        w[f"{n}.weight"], w[f"{n}.bias"] = 1 + rand(g, D, scale=0.3), rand(g, D, scale=0.3)
     return w
 
 
 def same(a, b):
     "Equal to 1e-5, at every position."
     assert a.shape == b.shape
-    assert (a - b).abs().max() < 1e-5*max(1., float(b.abs().max())), float((a - b).abs().max())
+    assert (a - b).abs().max() < 1e-5 * max(1.0, float(b.abs().max())), float((a - b).abs().max())
 
 
-SMALL, PAPER = dict(D=16, depth=2, hidden=40, leads=12, columns=4, patch=10), dict(D=768, depth=12, hidden=3072, leads=12, columns=50, patch=50)
+SMALL, PAPER = (
+    dict(D=16, depth=2, hidden=40, leads=12, columns=4, patch=10),
+    dict(D=768, depth=12, hidden=3072, leads=12, columns=50, patch=50),
+)
+
 
 @pytest.mark.parametrize("size, heads, B", [(SMALL, 4, 3), (PAPER, 12, 1)], ids=["small", "paper"])
 @torch.no_grad()
 def test_vitmae_position_by_position(size, heads, B, tmp_path):
     "CLS and every token, from a folder in the Hugging Face layout."
     w = vitmae_state(**size)
-    leads, T = size["leads"], size["columns"]*size["patch"]
-    save_weights(w, dict(architectures=["ViTMAEModel"], model_type="vit_mae", hidden_size=size["D"], num_attention_heads=heads, image_size=[leads, T], patch_size=[1, size["patch"]], use_cls_token=True), tmp_path)
+    leads, T = size["leads"], size["columns"] * size["patch"]
+    save_weights(
+        w,
+        dict(
+            architectures=["ViTMAEModel"],
+            model_type="vit_mae",
+            hidden_size=size["D"],
+            num_attention_heads=heads,
+            image_size=[leads, T],
+            patch_size=[1, size["patch"]],
+            use_cls_token=True,
+        ),
+        tmp_path,
+    )
     x = torch.randn(B, leads, T, generator=torch.Generator().manual_seed(1))
     tokens, pooled = vitmae_encoder(tmp_path)(x)
     theirs = vitmae_forward(w, x, heads)
-    assert theirs.shape[1] == 1+leads*size["columns"] # 601 at the paper's size
+    assert theirs.shape[1] == 1 + leads * size["columns"]  # 601 at the paper's size
     same(pooled, theirs[:, 0])
     same(tokens, theirs[:, 1:])
 
 
-@pytest.mark.parametrize("size, heads, B", [(dict(D=16, depth=2, leads=12, columns=4, patch=10), 4, 3), (dict(D=384, depth=3, leads=12, columns=25, patch=100), 6, 2)], ids=["small", "paper"])
+@pytest.mark.parametrize(
+    "size, heads, B",
+    [
+        (dict(D=16, depth=2, leads=12, columns=4, patch=10), 4, 3),
+        (dict(D=384, depth=3, leads=12, columns=25, patch=100), 6, 2),
+    ],
+    ids=["small", "paper"],
+)
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @torch.no_grad()
 def test_mmcl_position_by_position(size, heads, B, pool, tmp_path):
     "The strip's vector and every token, from a .pth."
     w = timm_state(**size)
-    torch.save(dict(model=w), tmp_path/"signal_encoder.pth")
-    x = torch.randn(B, size["leads"], size["columns"]*size["patch"], generator=torch.Generator().manual_seed(1))
-    tokens, pooled = mmcl_encoder(tmp_path/"signal_encoder.pth", heads=heads, pool=pool)(x)
+    torch.save(dict(model=w), tmp_path / "signal_encoder.pth")
+    x = torch.randn(
+        B, size["leads"], size["columns"] * size["patch"], generator=torch.Generator().manual_seed(1)
+    )
+    tokens, pooled = mmcl_encoder(tmp_path / "signal_encoder.pth", heads=heads, pool=pool)(x)
     raw, norm = timm_forward(w, x, heads), "fc_norm" if pool == "mean" else "norm"
     same(pooled, layer_norm(raw[:, 1:].mean(1) if pool == "mean" else raw[:, 0], w, norm, 1e-6))
     same(tokens, layer_norm(raw[:, 1:], w, norm, 1e-6))
@@ -146,10 +220,13 @@ def test_mmcl_position_by_position(size, heads, B, pool, tmp_path):
 def test_as_published_without_the_last_norm(tmp_path):
     "MMCL's files have no fc_norm and no head: the mean patch, normalised with weights 1 and 0."
     w = timm_state(16, 2, 12, 4, 10, fc_norm=False)
-    torch.save(dict(model=w), tmp_path/"s.pth")
+    torch.save(dict(model=w), tmp_path / "s.pth")
     x = torch.randn(2, 12, 40)
     mean = timm_forward(w, x, 4)[:, 1:].mean(1)
-    same(mmcl_encoder(tmp_path/"s.pth", heads=4)(x)[1], (mean - mean.mean(-1, keepdim=True))/torch.sqrt(mean.var(-1, unbiased=False, keepdim=True) + 1e-6))
+    same(
+        mmcl_encoder(tmp_path / "s.pth", heads=4)(x)[1],
+        (mean - mean.mean(-1, keepdim=True)) / torch.sqrt(mean.var(-1, unbiased=False, keepdim=True) + 1e-6),
+    )
 
 
 @torch.no_grad()
@@ -159,10 +236,15 @@ def test_every_weight_matters(tmp_path):
     x = torch.randn(1, 12, 10, generator=torch.Generator().manual_seed(2))
     w = vitmae_state(**size)
     config = dict(num_attention_heads=2, image_size=[12, 10])
-    first = vitmae_encoder(save_weights(w, config, tmp_path/"a"))(x)[1]
+    first = vitmae_encoder(save_weights(w, config, tmp_path / "a"))(x)[1]
     for name in w:
-        changed = w | {name: w[name] + 0.5*torch.randn(w[name].shape, generator=torch.Generator().manual_seed(3))}
-        ours, theirs = vitmae_encoder(save_weights(changed, config, tmp_path/"b"))(x)[1], vitmae_forward(changed, x, 2)[:, 0]
+        changed = w | {
+            name: w[name] + 0.5 * torch.randn(w[name].shape, generator=torch.Generator().manual_seed(3))
+        }
+        ours, theirs = (
+            vitmae_encoder(save_weights(changed, config, tmp_path / "b"))(x)[1],
+            vitmae_forward(changed, x, 2)[:, 0],
+        )
         same(ours, theirs)
         assert (ours - first).abs().max() > 1e-4, name
 
@@ -172,21 +254,31 @@ def test_missing_and_unknown_names_are_listed(tmp_path):
     del w["encoder.layer.1.attention.attention.key.weight"]
     w["head.weight"] = torch.zeros(2)
     save_weights(w, dict(num_attention_heads=4, image_size=[12, 40]), tmp_path)
-    with pytest.raises(BadInput, match=r"1 missing: encoder\.layer\.1\.attention\.attention\.key\.weight; 1 unknown: head\.weight"): vitmae_encoder(tmp_path)
+    with pytest.raises(
+        BadInput,
+        match=r"1 missing: encoder\.layer\.1\.attention\.attention\.key\.weight; 1 unknown: head\.weight",
+    ):
+        vitmae_encoder(tmp_path)
     t = timm_state(16, 2, 12, 4, 10)
-    torch.save(dict(model=t | {"attention_pool.in_proj_bias": torch.zeros(48)}), tmp_path/"s.pth")
-    with pytest.raises(BadInput, match=r"1 unknown: attention_pool\.in_proj_bias"): mmcl_encoder(tmp_path/"s.pth", heads=4)
+    torch.save(dict(model=t | {"attention_pool.in_proj_bias": torch.zeros(48)}), tmp_path / "s.pth")
+    with pytest.raises(BadInput, match=r"1 unknown: attention_pool\.in_proj_bias"):
+        mmcl_encoder(tmp_path / "s.pth", heads=4)
     t["blocks.1.mlp.fc1.weight"] = torch.zeros(60, 16)
-    torch.save(dict(model=t), tmp_path/"s.pth")
-    with pytest.raises(BadInput, match=r"2 of another shape: blocks\.1\.mlp\.0\.|of another shape: blocks\.1\.mlp\.0\.weight"): mmcl_encoder(tmp_path/"s.pth", heads=4)
+    torch.save(dict(model=t), tmp_path / "s.pth")
+    with pytest.raises(
+        BadInput, match=r"2 of another shape: blocks\.1\.mlp\.0\.|of another shape: blocks\.1\.mlp\.0\.weight"
+    ):
+        mmcl_encoder(tmp_path / "s.pth", heads=4)
 
 
 @torch.no_grad()
 def test_saved_in_our_layout_it_is_ours(tmp_path):
     "A published encoder, once read, is saved and read by ECGEncoder's own methods; nothing of their layout is left."
     w = vitmae_state(**SMALL)
-    encoder = vitmae_encoder(save_weights(w, dict(num_attention_heads=4, image_size=[12, 40]), tmp_path/"theirs"))
-    again, x = ECGEncoder.from_pretrained(encoder.save_pretrained(tmp_path/"ours")), torch.randn(2, 12, 40)
+    encoder = vitmae_encoder(
+        save_weights(w, dict(num_attention_heads=4, image_size=[12, 40]), tmp_path / "theirs")
+    )
+    again, x = ECGEncoder.from_pretrained(encoder.save_pretrained(tmp_path / "ours")), torch.randn(2, 12, 40)
     assert torch.equal(again(x)[1], encoder(x)[1])
-    config = json.loads((tmp_path/"ours"/"config.json").read_text())
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert (config["architectures"], config["norm_eps"], config["mlp_ratio"]) == (["ECGEncoder"], 1e-12, 2.5)

@@ -1,4 +1,5 @@
 "What must hold of the model and the loop whatever they learn: weights, split, overfitting, nothing of the held-out or of a neighbour. (Kills: test_engine.)"
+
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,27 @@ from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
 from ptacl.models.ptacl import Batch, count_parameters, model_from_config
 from ptacl.data.batches import draw_batch, load_pairs
-from ptacl.training.loop import TrainState, embed_pairs, evaluate, fabric_from_config, fit_input_scaling, objective, optimizer_from_config, train_step
+from ptacl.training.loop import (
+    TrainState,
+    embed_pairs,
+    evaluate,
+    fabric_from_config,
+    fit_input_scaling,
+    objective,
+    optimizer_from_config,
+    train_step,
+)
 
-SMALL = TrainConfig(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=4, batch_size=8, workers=1, checkpoint_every=1)
+SMALL = TrainConfig(
+    accelerator="cpu",
+    precision="32-true",
+    crop_px=32,
+    n_frames=8,
+    epochs=4,
+    batch_size=8,
+    workers=1,
+    checkpoint_every=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +51,13 @@ def new_state(cfg, pairs):
 def test_local_loss_adds_no_weight(preset):
     "The same weights, by number and by name, with and without the local loss; and each of them gets a gradient from the global loss alone."
     with torch.device("meta"):
-        with_local, without = (model_from_config(TrainConfig(preset=preset, local_weight=w)) for w in (0.3, 0.0))
+        with_local, without = (
+            model_from_config(TrainConfig(preset=preset, local_weight=w)) for w in (0.3, 0.0)
+        )
     assert count_parameters(with_local) == count_parameters(without) > 0
-    assert {n: p.shape for n, p in with_local.named_parameters()} == {n: p.shape for n, p in without.named_parameters()}
+    assert {n: p.shape for n, p in with_local.named_parameters()} == {
+        n: p.shape for n, p in without.named_parameters()
+    }
 
 
 def test_global_loss_trains_every_weight_and_local_loss_too(pairs):
@@ -44,7 +67,8 @@ def test_global_loss_trains_every_weight_and_local_loss_too(pairs):
         loss, _ = objective(state.model(batch), state.model.temperature, replace(SMALL, local_weight=weight))
         loss.backward()
         idle = [n for n, p in state.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        expected = [] if weight == 0 else ["cls", "cine_encoder.pool"] # what only the global embedding reads
+        # what only the global embedding reads
+        expected = [] if weight == 0 else ["cls", "cine_encoder.pool"]
         assert [n for n in idle if not any(e in n for e in expected)] == []
 
 
@@ -52,7 +76,8 @@ def test_eight_pairs_are_learned_by_heart(pairs):
     "A system that cannot overfit eight pairs is broken."
     cfg = replace(SMALL, lr=1e-3, warmup_share=0.1, seed=1)
     state, batch = new_state(cfg, pairs), Batch(**draw_batch(pairs, np.arange(8), 2500))
-    for _ in range(120): row = train_step(state, batch, cfg, 120, [""]*8)
+    for _ in range(120):
+        row = train_step(state, batch, cfg, 120, [""] * 8)
     assert row["loss_global"] < 0.7 < np.log(8) - 1
     scores = evaluate(state.model, pairs.take(range(8)), cfg)
     assert scores["val_recall_at_1_ecg_to_cmr"] == scores["val_recall_at_1_cmr_to_ecg"] == 1
@@ -61,7 +86,10 @@ def test_eight_pairs_are_learned_by_heart(pairs):
 def test_split_does_not_leak():
     "No participant in two parts; adding participants moves nobody."
     cohort = read_cohort(samples_dir())
-    parts = {name: set(cohort.table.participant_id[cohort.table.split == name]) for name in ("train", "val", "test")}
+    parts = {
+        name: set(cohort.table.participant_id[cohort.table.split == name])
+        for name in ("train", "val", "test")
+    }
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == len(cohort.table) == 64
     assert len(parts["test"]) >= 10
 
@@ -69,8 +97,11 @@ def test_split_does_not_leak():
 def test_nothing_of_held_out_pairs_reaches_training(pairs):
     "Training is the same, bit for bit, whatever the held-out recordings hold."
     from ptacl.training.loop import fit
+
     train, held = pairs.take(range(16)), pairs.take(range(16, 24))
-    other = replace(held, signal_PLT=np.asarray(held.signal_PLT)*7, cine_PFHW=1-np.asarray(held.cine_PFHW))
+    other = replace(
+        held, signal_PLT=np.asarray(held.signal_PLT) * 7, cine_PFHW=1 - np.asarray(held.cine_PFHW)
+    )
     cfg = replace(SMALL, epochs=1)
     weights = []
     for part in (held, other):
@@ -84,7 +115,9 @@ def test_two_recordings_in_a_batch_do_not_touch_each_other(pairs):
     model = fit_input_scaling(model_from_config(SMALL), pairs).train()
     alone = embed_pairs(model, pairs.take([3]), SMALL)
     company = embed_pairs(model, pairs.take([0, 3, 5]), SMALL)
-    assert torch.allclose(alone.ecg_BE[0], company.ecg_BE[1], atol=1e-5) and torch.allclose(alone.cmr_BE[0], company.cmr_BE[1], atol=1e-5)
+    assert torch.allclose(alone.ecg_BE[0], company.ecg_BE[1], atol=1e-5) and torch.allclose(
+        alone.cmr_BE[0], company.cmr_BE[1], atol=1e-5
+    )
 
 
 @pytest.mark.cuda
@@ -95,7 +128,8 @@ def test_training_on_cuda(pairs, precision):
     cfg = replace(SMALL, accelerator="cuda", precision=precision, lr=1e-3)
     state = new_state(cfg, pairs)
     batch = Batch(**draw_batch(pairs, np.arange(8), 2500))
-    first = train_step(state, batch.to(state.fabric.device), cfg, 60, [""]*8)
-    assert abs(first["loss"].item() - train_step(cpu, batch, SMALL, 60, [""]*8)["loss"].item()) < 0.05
-    for _ in range(40): row = train_step(state, batch.to(state.fabric.device), cfg, 60, [""]*8)
+    first = train_step(state, batch.to(state.fabric.device), cfg, 60, [""] * 8)
+    assert abs(first["loss"].item() - train_step(cpu, batch, SMALL, 60, [""] * 8)["loss"].item()) < 0.05
+    for _ in range(40):
+        row = train_step(state, batch.to(state.fabric.device), cfg, 60, [""] * 8)
     assert row["loss_global"] < first["loss_global"] - 0.3

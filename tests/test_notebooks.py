@@ -1,4 +1,5 @@
 "Every notebook runs from top to bottom: library, tutorials and pages as nbdev_test runs them, experiments by papermill here or in the tests that are named after them."
+
 import os
 import shutil
 import subprocess
@@ -10,7 +11,18 @@ import pytest
 
 from ptacl.studies.experiment import run_notebook
 
-BY_PAPERMILL = ("train", "pretrain", "prepare", "simulate", "compare", "benchmark", "validate", "evaluate", "explore") # a second run by nbdev_test would only take its time
+# a second run by nbdev_test would only take its time
+BY_PAPERMILL = (
+    "train",
+    "pretrain",
+    "prepare",
+    "simulate",
+    "compare",
+    "benchmark",
+    "validate",
+    "evaluate",
+    "explore",
+)
 
 
 def test_notebooks_run(repo):
@@ -19,7 +31,13 @@ def test_notebooks_run(repo):
     command = shutil.which("nbdev_test", path=f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}")
     assert command, "nbdev_test is not installed: pip install -c constraints.txt -e '.[dev]'"
     left_out = f"^[_.]|^({'|'.join(BY_PAPERMILL)})[.]ipynb$"
-    done = subprocess.run([command, "--n_workers", "2", "--timing", "--skip_file_re", left_out], cwd=repo, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [command, "--n_workers", "2", "--timing", "--skip_file_re", left_out],
+        cwd=repo,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     print(done.stdout)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "Success." in done.stdout, done.stdout
@@ -28,29 +46,74 @@ def test_notebooks_run(repo):
 def test_what_is_left_out_runs_elsewhere(repo):
     "Each experiment that the test above leaves out is one, and another test gives it to papermill."
     for name in BY_PAPERMILL:
-        cells = nbformat.read(repo/"nbs"/f"{name}.ipynb", 4).cells
+        cells = nbformat.read(repo / "nbs" / f"{name}.ipynb", 4).cells
         assert any("parameters" in c.metadata.get("tags", []) for c in cells), name
-        users = [p.name for p in (repo/"tests").glob("test_*.py") if f'"{name}.ipynb"' in p.read_text(encoding="utf-8") and "papermill" in p.read_text(encoding="utf-8")]
+        users = [
+            p.name
+            for p in (repo / "tests").glob("test_*.py")
+            if f'"{name}.ipynb"' in p.read_text(encoding="utf-8")
+            and "papermill" in p.read_text(encoding="utf-8")
+        ]
         assert users, f"{name}.ipynb is run by no test"
 
 
-SMALLEST = {"benchmark.ipynb": (dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32), 1,
-                                ("store, times raw files prepared on the fly", "local loss, share of the rest of a step", "two processes, times one", "10,000 participants: ")),
-            "validate.ipynb": (dict(n=12, n_latents=400, workers=1), 0, ("heart within 15 mm", "published figures hold", "no folder of real recordings was given")),
-            "evaluate.ipynb": (dict(n_boot=50, phenotypes="lvef,lvedv_ml"), 8, ("system: random", "48 training and 16 held-out participants", "cases among the")),
-            "explore.ipynb": (dict(participant="sim-0033", phenotypes="lvef,lvedv_ml", k=3), 1, ("16 participants of the part", "encoders are untrained", "VBox(children=", "Movie(250 steps of 40 ms, 25 frames)"))}
+SMALLEST = {
+    "benchmark.ipynb": (
+        dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32),
+        1,
+        (
+            "store, times raw files prepared on the fly",
+            "local loss, share of the rest of a step",
+            "two processes, times one",
+            "10,000 participants: ",
+        ),
+    ),
+    "validate.ipynb": (
+        dict(n=12, n_latents=400, workers=1),
+        0,
+        ("heart within 15 mm", "published figures hold", "no folder of real recordings was given"),
+    ),
+    "evaluate.ipynb": (
+        dict(n_boot=50, phenotypes="lvef,lvedv_ml"),
+        8,
+        ("system: random", "48 training and 16 held-out participants", "cases among the"),
+    ),
+    "explore.ipynb": (
+        dict(participant="sim-0033", phenotypes="lvef,lvedv_ml", k=3),
+        1,
+        (
+            "16 participants of the part",
+            "encoders are untrained",
+            "VBox(children=",
+            "Movie(250 steps of 40 ms, 25 frames)",
+        ),
+    ),
+}
+
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_experiment_runs(name, repo, tmp_path):
     "At sizes that take seconds: no error, its figures, what it is there to say, and the tables that a page of the docs reads."
     params, figures, words = SMALLEST[name]
-    if name == "benchmark.ipynb": params = params | dict(out=str(tmp_path/"tables"))
-    outs = [o for c in nbformat.read(run_notebook(repo/"nbs"/name, tmp_path/name, params, progress=False), 4).cells for o in c.get("outputs", [])]
+    if name == "benchmark.ipynb":
+        params = params | dict(out=str(tmp_path / "tables"))
+    outs = [
+        o
+        for c in nbformat.read(
+            run_notebook(repo / "nbs" / name, tmp_path / name, params, progress=False), 4
+        ).cells
+        for o in c.get("outputs", [])
+    ]
     text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outs)
-    assert sum("image/png" in o.get("data", {}) for o in outs) >= figures # pyplot's own are not kept where there is no screen
+    # pyplot's own are not kept where there is no screen
+    assert sum("image/png" in o.get("data", {}) for o in outs) >= figures
     assert not [w for w in words if w not in text]
     if name == "benchmark.ipynb":
-        kept, shown = tmp_path/"tables", repo/"nbs"/"results"/"speed"
+        kept, shown = tmp_path / "tables", repo / "nbs" / "results" / "speed"
         assert {p.name for p in kept.iterdir()} == {p.name for p in shown.iterdir()}
-        assert all(p.read_text().splitlines()[0] == (shown/p.name).read_text().splitlines()[0] for p in kept.glob("*.tsv")) # the columns of what the page shows
-        assert str(tmp_path) not in (kept/"settings.tsv").read_text()
+        # the columns of what the page shows
+        assert all(
+            p.read_text().splitlines()[0] == (shown / p.name).read_text().splitlines()[0]
+            for p in kept.glob("*.tsv")
+        )
+        assert str(tmp_path) not in (kept / "settings.tsv").read_text()

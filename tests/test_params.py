@@ -1,4 +1,5 @@
 "The parameters cell of an experiment and its dataclass say the same; wrong parameters stop in the first cell."
+
 from dataclasses import fields
 
 import nbformat
@@ -17,13 +18,22 @@ from ptacl.training.pretraining import PretrainConfig
 from ptacl.studies.speed import BenchmarkConfig
 from ptacl.phantom.realism import ValidateConfig
 
-EXPERIMENTS = dict(train=TrainConfig, pretrain=PretrainConfig, simulate=SimulateConfig, validate=ValidateConfig, benchmark=BenchmarkConfig, compare=CompareConfig, evaluate=EvaluateConfig, explore=ExploreConfig)
+EXPERIMENTS = dict(
+    train=TrainConfig,
+    pretrain=PretrainConfig,
+    simulate=SimulateConfig,
+    validate=ValidateConfig,
+    benchmark=BenchmarkConfig,
+    compare=CompareConfig,
+    evaluate=EvaluateConfig,
+    explore=ExploreConfig,
+)
 RECIPES = dict(thousand_pretrain=PretrainConfig, thousand=TrainConfig, compare_phantom=CompareConfig)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters_cell_equals_dataclass(repo, name):
-    config, inspected = EXPERIMENTS[name], papermill.inspect_notebook(str(repo/"nbs"/f"{name}.ipynb"))
+    config, inspected = EXPERIMENTS[name], papermill.inspect_notebook(str(repo / "nbs" / f"{name}.ipynb"))
     cell = {n: (p["inferred_type_name"], eval(p["default"]), p["help"]) for n, p in inspected.items()}
     meanings = field_meanings(config)
     assert cell == {f.name: (type(f.default).__name__, f.default, meanings[f.name]) for f in fields(config)}
@@ -32,30 +42,41 @@ def test_parameters_cell_equals_dataclass(repo, name):
 
 def test_recipes_are_valid(repo):
     "Each file of nbs/recipes holds settings of its experiment, and the rows of the comparison exist."
-    files = {p.stem: p for p in (repo/"nbs"/"recipes").glob("*.yaml")}
+    files = {p.stem: p for p in (repo / "nbs" / "recipes").glob("*.yaml")}
     assert set(files) == set(RECIPES)
     read = {name: RECIPES[name].from_params(yaml.safe_load(path.read_text())) for name, path in files.items()}
-    assert len(cells_of(read["compare_phantom"])) == 7*3+3+8
+    assert len(cells_of(read["compare_phantom"])) == 7 * 3 + 3 + 8
 
 
-@pytest.mark.parametrize("params, message", [
-    (dict(epohcs=3), "there is no parameter `epohcs`. Did you mean `epochs`?"),
-    (dict(epochs="three"), "`epochs` is 'three' (str), but must be int"),
-    (dict(local_weight=2.0), "`local_weight` is 2.0"),
-])
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        (dict(epohcs=3), "there is no parameter `epohcs`. Did you mean `epochs`?"),
+        (dict(epochs="three"), "`epochs` is 'three' (str), but must be int"),
+        (dict(local_weight=2.0), "`local_weight` is 2.0"),
+    ],
+)
 def test_wrong_parameter_stops_in_the_first_cell(repo, tmp_path, monkeypatch, params, message):
     "As papermill's own command does it: the name is not checked before the kernel starts."
-    monkeypatch.setenv("PTACL_RUNS", str(tmp_path/"runs"))
-    out = tmp_path/"out.ipynb"
+    monkeypatch.setenv("PTACL_RUNS", str(tmp_path / "runs"))
+    out = tmp_path / "out.ipynb"
     with pytest.raises(papermill.PapermillExecutionError, match="BadInput") as error:
-        papermill.execute_notebook(str(repo/"nbs"/"train.ipynb"), str(out), parameters=params, cwd=str(tmp_path), progress_bar=False, kernel_name="python3")
+        papermill.execute_notebook(
+            str(repo / "nbs" / "train.ipynb"),
+            str(out),
+            parameters=params,
+            cwd=str(tmp_path),
+            progress_bar=False,
+            kernel_name="python3",
+        )
     assert message in str(error.value)
     executed = nbformat.read(out, 4)
     done = [c.source for c in executed.cells if c.cell_type == "code" and c.execution_count]
-    assert done[-1] == "cfg = TrainConfig.from_params(locals())" # nothing after it ran
-    assert not (tmp_path/"runs").exists()
+    assert done[-1] == "cfg = TrainConfig.from_params(locals())"  # nothing after it ran
+    assert not (tmp_path / "runs").exists()
 
 
 def test_run_notebook_refuses_before_the_kernel_starts(repo, tmp_path):
-    with pytest.raises(BadInput, match="Did you mean `epochs`"): run_notebook(repo/"nbs"/"train.ipynb", tmp_path/"out.ipynb", dict(epohcs=3))
-    assert not (tmp_path/"out.ipynb").exists()
+    with pytest.raises(BadInput, match="Did you mean `epochs`"):
+        run_notebook(repo / "nbs" / "train.ipynb", tmp_path / "out.ipynb", dict(epohcs=3))
+    assert not (tmp_path / "out.ipynb").exists()

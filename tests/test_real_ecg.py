@@ -1,4 +1,5 @@
 "Public recordings (PTACL_REAL_DATA): every one reads, obeys Einthoven, comes out in standard form; beats against annotations."
+
 import numpy as np
 import pytest
 import wfdb
@@ -12,9 +13,9 @@ BEAT_SYMBOLS = set("NLRBAaJSVrFejnE/fQ?")
 @pytest.fixture(scope="module")
 def records(real_data):
     "Every 12-lead record: name -> (as read, as standardised)."
-    raw = {f.stem: read_ecg(f) for f in sorted((real_data/"ecg_wfdb").glob("*.hea"))}
+    raw = {f.stem: read_ecg(f) for f in sorted((real_data / "ecg_wfdb").glob("*.hea"))}
     assert len(raw) >= 38
-    return {name: (e, standardise_ecg(e, 500., 50.)) for name, e in raw.items()}
+    return {name: (e, standardise_ecg(e, 500.0, 50.0)) for name, e in raw.items()}
 
 
 def good(ecg):
@@ -26,12 +27,17 @@ def test_every_record_in_standard_form(records, real_data):
     "Twelve leads in order, mV, 500 Hz, the same seconds; the samples of the named lead in the file."
     for name, (raw, std) in records.items():
         assert std.lead_names == STANDARD_LEADS and std.signal_LT.dtype == np.float32, name
-        assert std.fs == 500 and std.signal_LT.shape == (12, round(raw.duration_s*500)), name
-        assert np.isfinite(std.signal_LT).all() and .2 < np.abs(std.signal_LT).max() < 15, name
-        rec = wfdb.rdrecord(str(real_data/"ecg_wfdb"/name))
+        assert std.fs == 500 and std.signal_LT.shape == (12, round(raw.duration_s * 500)), name
+        assert np.isfinite(std.signal_LT).all() and 0.2 < np.abs(std.signal_LT).max() < 15, name
+        rec = wfdb.rdrecord(str(real_data / "ecg_wfdb" / name))
         labels = [s.upper() for s in rec.sig_name]
         for k, lead in enumerate(STANDARD_LEADS):
-            np.testing.assert_allclose(raw.signal_LT[k], rec.p_signal[:, labels.index(lead.upper())], atol=1e-6, err_msg=f"{name} {lead}")
+            np.testing.assert_allclose(
+                raw.signal_LT[k],
+                rec.p_signal[:, labels.index(lead.upper())],
+                atol=1e-6,
+                err_msg=f"{name} {lead}",
+            )
 
 
 def test_einthoven_holds(records):
@@ -40,8 +46,8 @@ def test_einthoven_holds(records):
         i, ii, iii = (STANDARD_LEADS.index(n) for n in ("I", "II", "III"))
         for ecg in (raw, std):
             x = ecg.signal_LT
-            assert np.abs(x[ii] - x[i] - x[iii]).max() < .003, name
-            assert einthoven_error_mv(x, ecg.lead_ok_L) < .005, name
+            assert np.abs(x[ii] - x[i] - x[iii]).max() < 0.003, name
+            assert einthoven_error_mv(x, ecg.lead_ok_L) < 0.005, name
         assert raw.derived == (), name
 
 
@@ -64,7 +70,8 @@ def test_lengths_rates_and_fifteen_leads(records):
 def test_one_ecg_at_two_rates(records):
     "The 100 Hz version of a recording becomes the 500 Hz one, as far as its makers' filter left it (every fifth sample agrees to 0.95)."
     low, high = records["00001_lr"][1].signal_LT, records["HR00001"][1].signal_LT
-    for k in range(12): assert np.corrcoef(low[k], high[k])[0, 1] > .93, STANDARD_LEADS[k]
+    for k in range(12):
+        assert np.corrcoef(low[k], high[k])[0, 1] > 0.93, STANDARD_LEADS[k]
 
 
 def test_beats_of_every_record(records):
@@ -75,26 +82,26 @@ def test_beats_of_every_record(records):
         assert b.is_usable_K.sum() >= 4, name
         assert not b.is_usable_K[-1]
         ends = np.isfinite(b.t_ends)
-        qt_like = (b.t_ends - b.r_peaks)[ends]*2/np.cbrt(np.median(b.rr_ms)/1000)
+        qt_like = (b.t_ends - b.r_peaks)[ends] * 2 / np.cbrt(np.median(b.rr_ms) / 1000)
         assert np.all((qt_like > 200) & (qt_like < 560)), name
     measured = [np.isfinite(find_beats(std).t_ends).any() for _, std in records.values()]
-    assert np.mean(measured) > .9
+    assert np.mean(measured) > 0.9
 
 
 def test_irregular_and_ectopic(records):
     "Atrial fibrillation keeps its beats; ventricular ectopics are left out, the rest stays."
     for name in ("A0003", "A0004"):
         b = find_beats(records[name][1])
-        assert b.rr_ms.std()/b.rr_ms.mean() > .1, name
-        assert b.is_usable_K[:-1].mean() > .8, name
+        assert b.rr_ms.std() / b.rr_ms.mean() > 0.1, name
+        assert b.is_usable_K[:-1].mean() > 0.8, name
     std = records["A0005"][1]
     ectopic = find_ectopic(std.signal_LT, std.lead_ok_L, std.fs, find_beats(std).r_peaks)
-    assert 2 <= ectopic.sum() <= 8 and find_beats(std).is_usable_K.mean() > .7
+    assert 2 <= ectopic.sum() <= 8 and find_beats(std).is_usable_K.mean() > 0.7
 
 
 def annotated(real_data, name):
     "First five minutes of a MIT-BIH record: leads, rate, annotated beats, their symbols."
-    path, stop = str(real_data/"ecg_annotated"/name), 5*60*360
+    path, stop = str(real_data / "ecg_annotated" / name), 5 * 60 * 360
     rec, ann = wfdb.rdrecord(path, sampto=stop), wfdb.rdann(path, "atr", sampto=stop)
     pairs = [(s, k) for s, k in zip(ann.sample, ann.symbol) if k in BEAT_SYMBOLS]
     return rec.p_signal.T, rec.fs, np.array([s for s, _ in pairs]), np.array([k for _, k in pairs])
@@ -108,10 +115,10 @@ def test_r_peaks_against_annotations(real_data):
         r = find_r_peaks(signal_LT, np.ones(2, bool), fs)
         se, ppv = score_r_peaks(r, truth, fs, 75)
         print(f"{name}: sensitivity {se:.4f}, PPV {ppv:.4f}, {len(truth)} beats")
-        assert min(se, ppv) >= .99, (name, se, ppv)
-        pairs, beats, found = pairs + se*len(truth), beats + len(truth), found + len(r)
-    print(f"all: sensitivity {pairs/beats:.4f}, PPV {pairs/found:.4f}")
-    assert min(pairs/beats, pairs/found) >= .995
+        assert min(se, ppv) >= 0.99, (name, se, ppv)
+        pairs, beats, found = pairs + se * len(truth), beats + len(truth), found + len(r)
+    print(f"all: sensitivity {pairs / beats:.4f}, PPV {pairs / found:.4f}")
+    assert min(pairs / beats, pairs / found) >= 0.995
 
 
 def test_ventricular_beats_are_marked(real_data):
@@ -121,5 +128,5 @@ def test_ventricular_beats_are_marked(real_data):
         r = find_r_peaks(signal_LT, np.ones(2, bool), fs)
         marked = find_ectopic(signal_LT, np.ones(2, bool), fs, r)
         nearest = np.abs(r[None] - truth[:, None]).argmin(1)
-        assert marked[nearest[symbols == "V"]].mean() > .97, name
-        assert marked[nearest[symbols == "N"]].mean() < .05, name
+        assert marked[nearest[symbols == "V"]].mean() > 0.97, name
+        assert marked[nearest[symbols == "N"]].mean() < 0.05, name

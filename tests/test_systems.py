@@ -1,4 +1,5 @@
 "What must hold of every system: its parameter file, a loss that falls, the same result from the same seed, weights that come back, no participant who touches another."
+
 import shutil
 from dataclasses import replace
 
@@ -18,9 +19,19 @@ from ptacl.data.phase import CANONICAL_ES
 from ptacl.models.saved import from_pretrained, save_pretrained
 from ptacl.data.store import PrepareConfig, prepare_cohort
 from ptacl.models.systems import SYSTEMS, build_system
-from ptacl.training.loop import TrainState, embed_pairs, fabric_from_config, fit, fit_input_scaling, optimizer_from_config, train_step
+from ptacl.training.loop import (
+    TrainState,
+    embed_pairs,
+    fabric_from_config,
+    fit,
+    fit_input_scaling,
+    optimizer_from_config,
+    train_step,
+)
 
-QUICK = dict(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=2, batch_size=8, workers=1)
+QUICK = dict(
+    accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=2, batch_size=8, workers=1
+)
 TRAINED = [name for name in SYSTEMS if name != "random"]
 
 
@@ -40,36 +51,49 @@ def prepared() -> dict:
 def fitted(cfg, pairs, **how):
     "Build from the seed and train on 16 pairs."
     seed_everything(cfg.seed)
-    return fit(cfg, build_system(cfg), pairs.take(range(16)), pairs.take(range(16, 24)), progress=False, **how)
+    return fit(
+        cfg, build_system(cfg), pairs.take(range(16)), pairs.take(range(16, 24)), progress=False, **how
+    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_parameter_file(repo, name):
     "Every parameter exists, has the right type and contradicts nothing; the file is what SYSTEMS says, and all files are there."
-    given = yaml.safe_load((repo/"nbs"/"systems"/f"{name}.yaml").read_text())
+    given = yaml.safe_load((repo / "nbs" / "systems" / f"{name}.yaml").read_text())
     assert given == SYSTEMS[name]
     assert TrainConfig.from_params(given) == TrainConfig(**given)
-    assert sorted(p.stem for p in (repo/"nbs"/"systems").glob("*.yaml")) == sorted(SYSTEMS)
+    assert sorted(p.stem for p in (repo / "nbs" / "systems").glob("*.yaml")) == sorted(SYSTEMS)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_same_seed_gives_the_same_weights(prepared, name):
     "Two epochs, twice; every loss is finite, and held-out losses are logged by their parts."
     states = [fitted(config(name), prepared[name]) for _ in range(2)]
-    assert states[0].step == 4 and all(torch.equal(a, b) for a, b in zip(*(s.model.state_dict().values() for s in states)))
+    assert states[0].step == 4 and all(
+        torch.equal(a, b) for a, b in zip(*(s.model.state_dict().values() for s in states))
+    )
     assert all(np.isfinite(row["loss"]) for row in states[0].log if "loss" in row)
-    assert dict(mmcl="val_loss_global", dual_phase="val_loss_ed_es", supervised="val_loss_targets").get(name, "val_loss_local") in states[0].log[-1]
+    assert (
+        dict(mmcl="val_loss_global", dual_phase="val_loss_ed_es", supervised="val_loss_targets").get(
+            name, "val_loss_local"
+        )
+        in states[0].log[-1]
+    )
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_eight_pairs_are_learned_by_heart(prepared, name):
     "A system that cannot overfit eight pairs is broken: chance is ln 8 = 2.08, or 1 for standardised phenotypes."
-    cfg, pairs = config(name, lr=1e-3, ecg_keep=1., window_s=2.), prepared[name].take(range(8)) # 2 s: a beat or two, a third of the work
+    # 2 s: a beat or two, a third of the work
+    cfg, pairs = config(name, lr=1e-3, ecg_keep=1.0, window_s=2.0), prepared[name].take(range(8))
     seed_everything(cfg.seed)
     model, fabric = fit_input_scaling(build_system(cfg), pairs), fabric_from_config(cfg)
-    state, batch = TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric), Batch(**draw_batch(pairs, np.arange(8), 1000))
-    losses = [float(train_step(state, batch, cfg, 60, [""]*8)["loss"]) for _ in range(60)]
-    assert losses[-1] < losses[0]/2, losses[::6]
+    state, batch = (
+        TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric),
+        Batch(**draw_batch(pairs, np.arange(8), 1000)),
+    )
+    losses = [float(train_step(state, batch, cfg, 60, [""] * 8)["loss"]) for _ in range(60)]
+    assert losses[-1] < losses[0] / 2, losses[::6]
 
 
 def test_random_takes_no_step(prepared):
@@ -79,7 +103,8 @@ def test_random_takes_no_step(prepared):
     state = fitted(cfg, prepared["random"])
     end = state.model.state_dict()
     assert state.step == 0 and all(torch.equal(v, end[k]) for k, v in start.items())
-    assert [row for row in state.log if np.isfinite(row.get("val_loss_global", np.nan))] # but it is evaluated
+    # but it is evaluated
+    assert [row for row in state.log if np.isfinite(row.get("val_loss_global", np.nan))]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -87,13 +112,20 @@ def test_every_weight_gets_a_gradient(prepared, name):
     "None is idle (several processes would wait for it), and the objective is a scalar."
     cfg, pairs = config(name), prepared[name]
     model = fit_input_scaling(build_system(cfg), pairs)
-    loss, parts = objective(model.train()(Batch(**draw_batch(pairs, np.arange(8), 2500))), model.temperature, cfg)
+    loss, parts = objective(
+        model.train()(Batch(**draw_batch(pairs, np.arange(8), 2500))), model.temperature, cfg
+    )
     loss.backward()
     assert loss.ndim == 0 and parts["loss"] == loss
-    last = ("layers.2.1.weight", "layers.4.1.weight") # the last norm of a residual block starts at zero, so what stands before it waits for one step
+    # the last norm of a residual block starts at zero, so what stands before it waits for one step
+    last = ("layers.2.1.weight", "layers.4.1.weight")
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
-    assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0 and "encoder.layers" not in n] == []
+    assert [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and not p.grad.abs().sum() > 0 and "encoder.layers" not in n
+    ] == []
     assert [n for n, p in model.named_parameters() if n.endswith(last) and not p.grad.abs().sum() > 0] == []
 
 
@@ -105,7 +137,11 @@ def test_weights_come_back(prepared, name, tmp_path):
     again, cfg_again = from_pretrained(save_pretrained(model, cfg, tmp_path))
     assert cfg_again == cfg and type(again) is type(model)
     a, b = (embed_pairs(m, pairs.take(range(4)), cfg) for m in (model, again))
-    assert torch.equal(a.ecg_BD, b.ecg_BD) and torch.equal(a.cmr_BE, b.cmr_BE) and torch.equal(a.predicted_BY, b.predicted_BY)
+    assert (
+        torch.equal(a.ecg_BD, b.ecg_BD)
+        and torch.equal(a.cmr_BE, b.cmr_BE)
+        and torch.equal(a.predicted_BY, b.predicted_BY)
+    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -114,7 +150,8 @@ def test_participants_do_not_touch_each_other(prepared, name):
     cfg, pairs = config(name), prepared[name]
     model = fit_input_scaling(build_system(cfg), pairs)
     alone, company = embed_pairs(model, pairs.take([3]), cfg), embed_pairs(model, pairs.take([0, 3, 5]), cfg)
-    for field in ("ecg_BD", "cmr_BE", "cmr_BQE"): assert torch.allclose(getattr(alone, field)[0], getattr(company, field)[1], atol=1e-5)
+    for field in ("ecg_BD", "cmr_BE", "cmr_BQE"):
+        assert torch.allclose(getattr(alone, field)[0], getattr(company, field)[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mmcl", "dual_phase"])
@@ -127,7 +164,13 @@ def test_starting_frame_does_not_matter(prepared, name):
         here = model(batch)
         for k in (1, 5):
             cine = batch.cine_BFHW.roll(k, 1)
-            rolled = model(batch._replace(cine_BFHW=cine, frame_phase_BF=batch.frame_phase_BF.roll(k, 1), frame_time_BF=batch.frame_time_BF.roll(k, 1)))
+            rolled = model(
+                batch._replace(
+                    cine_BFHW=cine,
+                    frame_phase_BF=batch.frame_phase_BF.roll(k, 1),
+                    frame_time_BF=batch.frame_time_BF.roll(k, 1),
+                )
+            )
             assert torch.equal(rolled.cmr_BE, here.cmr_BE) and torch.equal(rolled.cmr_BQE, here.cmr_BQE)
             assert not torch.equal(model(batch._replace(cine_BFHW=cine)).cmr_BE, here.cmr_BE)
 
@@ -136,8 +179,11 @@ def test_end_of_systole_is_the_same_frame_on_both_maps():
     "On the linear map it is the measured one, on the systole map the canonical phase: the same of the 25 frames that the samples have."
     cohort = read_cohort(samples_dir())
     few = replace(cohort, table=cohort.table.head(12))
-    linear, systole = (load_pairs(few, config("mmcl", n_frames=25, phase_map=m), progress=False)[0] for m in ("linear", "systole"))
-    distance = lambda phase_PF, es_P: np.abs((np.asarray(phase_PF)-es_P[:, None]+.5) % 1-.5)
+    linear, systole = (
+        load_pairs(few, config("mmcl", n_frames=25, phase_map=m), progress=False)[0]
+        for m in ("linear", "systole")
+    )
+    distance = lambda phase_PF, es_P: np.abs((np.asarray(phase_PF) - es_P[:, None] + 0.5) % 1 - 0.5)
     a = distance(linear.frame_phase_PF, linear.es_phase_P).argmin(1)
     b = distance(systole.frame_phase_PF, np.full(12, CANONICAL_ES)).argmin(1)
     assert systole.es_phase_P is None and (a == b).all()
@@ -148,51 +194,59 @@ def test_unknown_phenotypes_are_left_out(prepared):
     cfg, pairs = config("supervised"), prepared["supervised"]
     model = fit_input_scaling(build_system(cfg), pairs).eval()
     batch = Batch(**draw_batch(pairs, np.arange(6), 2500))
-    assert batch.cine_BFHW.shape[1] == 0 # no cine is read
+    assert batch.cine_BFHW.shape[1] == 0  # no cine is read
     holes = batch.target_BY.clone()
     holes[::2, 1:] = float("nan")
-    with torch.no_grad(): out, full = model(batch._replace(target_BY=holes)), model(batch)
-    error = (full.predicted_BY-full.target_BY).square()
+    with torch.no_grad():
+        out, full = model(batch._replace(target_BY=holes)), model(batch)
+    error = (full.predicted_BY - full.target_BY).square()
     loss, parts = objective(out, model.temperature, cfg)
-    assert parts["n_targets"] == 6*6-3*5
+    assert parts["n_targets"] == 6 * 6 - 3 * 5
     assert torch.allclose(loss, error[holes.isfinite()].mean(), rtol=1e-5)
     predicted = model.predict(batch.signal_BLT, batch.lead_ok_BL)
-    assert torch.allclose((predicted-model.target_mean_Y)/model.target_sd_Y, full.predicted_BY, atol=1e-5)
+    assert torch.allclose((predicted - model.target_mean_Y) / model.target_sd_Y, full.predicted_BY, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
 def test_every_preset_builds(name, preset):
-    with torch.device("meta"): model = build_system(TrainConfig(**SYSTEMS[name], preset=preset))
+    with torch.device("meta"):
+        model = build_system(TrainConfig(**SYSTEMS[name], preset=preset))
     assert count_parameters(model) > 0 and all(p.is_meta for p in model.parameters())
 
 
 def test_local_loss_adds_no_weight():
-    with torch.device("meta"): both = [build_system(TrainConfig(**SYSTEMS[name])) for name in ("ptacl", "global_only")]
+    with torch.device("meta"):
+        both = [build_system(TrainConfig(**SYSTEMS[name])) for name in ("ptacl", "global_only")]
     assert len({count_parameters(m) for m in both}) == 1
 
 
 def test_dual_phase_on_stacks(tmp_path):
     "Whole stacks, from a store: prepared once, trained on; and the other systems take the same store."
     cohort = read_cohort(samples_dir())
-    source = tmp_path/"source"
-    (source/"cine").mkdir(parents=True)
-    shutil.copy(cohort.root/"participants.json", source)
-    shutil.copytree(cohort.root/"ecg", source/"ecg")
+    source = tmp_path / "source"
+    (source / "cine").mkdir(parents=True)
+    shutil.copy(cohort.root / "participants.json", source)
+    shutil.copytree(cohort.root / "ecg", source / "ecg")
     table = cohort.table.head(12)
     for name in table.participant_id:
         cine = mid_slice(read_cine(cohort.path(name, "cine")))
-        z = np.linspace(1, .5, 6, dtype=np.float32)[:, None, None]
-        write_cine(replace(cine, frames_FZHW=cine.frames_FZHW*z), source/"cine"/f"{name}.nii.gz")
-    table.to_csv(source/"participants.tsv", sep="\t", index=False)
+        z = np.linspace(1, 0.5, 6, dtype=np.float32)[:, None, None]
+        write_cine(replace(cine, frames_FZHW=cine.frames_FZHW * z), source / "cine" / f"{name}.nii.gz")
+    table.to_csv(source / "participants.tsv", sep="\t", index=False)
     cfg = config("dual_phase", n_slices=4, batch_size=4, epochs=1)
-    prepare_cohort(read_cohort(source), tmp_path/"store", PrepareConfig(n_frames=8, crop_px=32, n_slices=4, workers=1), progress=False)
-    pairs = load_data(tmp_path/"store", cfg)[1]
+    prepare_cohort(
+        read_cohort(source),
+        tmp_path / "store",
+        PrepareConfig(n_frames=8, crop_px=32, n_slices=4, workers=1),
+        progress=False,
+    )
+    pairs = load_data(tmp_path / "store", cfg)[1]
     batch = draw_batch(pairs, np.arange(3), 2500)
     assert batch["volume_BQZHW"].shape == (3, 2, 4, 32, 32) and batch["cine_BFHW"].shape[1] == 0
     brightness = batch["volume_BQZHW"].mean((0, 1, 3, 4))
-    assert (brightness.diff() < 0).all() # the order of the slices is kept
+    assert (brightness.diff() < 0).all()  # the order of the slices is kept
     seed_everything(0)
     state = fit(cfg, build_system(cfg), pairs.take(range(8)), pairs.take(range(8, 12)), progress=False)
     assert state.step == 2 and np.isfinite(state.log[-1]["val_loss_ed_es"])
-    assert load_data(tmp_path/"store", config("mmcl"))[1].volume_PQZHW is None
+    assert load_data(tmp_path / "store", config("mmcl"))[1].volume_PQZHW is None

@@ -1,4 +1,5 @@
 "train.ipynb through papermill with its defaults, as the README's first command runs it; then its model on real recordings."
+
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
 @dataclass
 class Trained:
     "An executed notebook and its run folder."
+
     notebook: nbformat.NotebookNode
     folder: Path
 
@@ -29,77 +31,161 @@ class Trained:
     def text(self) -> str:
         "All text in the outputs."
         outs = [o for c in self.notebook.cells if c.cell_type == "code" for o in c.outputs]
-        return "\n".join(o.get("text", "") + "".join(v for k, v in o.get("data", {}).items() if k in ("text/plain", "text/markdown", "text/html")) for o in outs)
+        return "\n".join(
+            o.get("text", "")
+            + "".join(
+                v for k, v in o.get("data", {}).items() if k in ("text/plain", "text/markdown", "text/html")
+            )
+            for o in outs
+        )
 
     @property
     def figures(self) -> int:
         "How many pictures there are."
-        return sum("image/png" in o.get("data", {}) for c in self.notebook.cells if c.cell_type == "code" for o in c.outputs)
+        return sum(
+            "image/png" in o.get("data", {})
+            for c in self.notebook.cells
+            if c.cell_type == "code"
+            for o in c.outputs
+        )
 
 
 @pytest.fixture(scope="module")
 def trained(repo, tmp_path_factory) -> Trained:
     "The main job, from another folder, by the command line that users type."
     cwd = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-m", "papermill", repo/"nbs"/"train.ipynb", "out.ipynb", "-k", "python3", "--no-progress-bar", "-p", "out", "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        repo / "nbs" / "train.ipynb",
+        "out.ipynb",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "-p",
+        "out",
+        "run",
+    ]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    return Trained(nbformat.read(cwd/"out.ipynb", 4), cwd/"run")
+    return Trained(nbformat.read(cwd / "out.ipynb", 4), cwd / "run")
 
 
 def test_shows_what_the_issue_asks(trained):
     "A pair, curves, similarity, both tasks; intervals and chance; where the run is."
-    assert trained.figures == 5 # pair, curves, similarity, retrieval, phenotypes
-    for words in ("ln(16) = 2.773", "median rank", "chance", "95 % interval", "mean R2", "untrained encoder", "never clinical evidence", "reconstruction", str(trained.folder.resolve())):
+    assert trained.figures == 5  # pair, curves, similarity, retrieval, phenotypes
+    for words in (
+        "ln(16) = 2.773",
+        "median rank",
+        "chance",
+        "95 % interval",
+        "mean R2",
+        "untrained encoder",
+        "never clinical evidence",
+        "reconstruction",
+        str(trained.folder.resolve()),
+    ):
         assert words in trained.text + "".join(c.source for c in trained.notebook.cells), words
-    assert not [o for c in trained.notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    assert not [
+        o
+        for c in trained.notebook.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "error"
+    ]
 
 
 def test_run_folder_is_complete(trained):
-    assert {"config.json", "environment.json", "last.ckpt", "log.csv", "metrics.json", "model.safetensors", "probe.tsv", "report.tsv", "retrieval.tsv", "phenotype_retrieval.tsv", "phenotypes"} <= {p.name for p in trained.folder.iterdir()}
-    assert load_config(trained.folder/"config.json").epochs == TrainConfig().epochs
-    assert json.loads((trained.folder/"environment.json").read_text())["torch"]
-    metrics = json.loads((trained.folder/"metrics.json").read_text())
+    assert {
+        "config.json",
+        "environment.json",
+        "last.ckpt",
+        "log.csv",
+        "metrics.json",
+        "model.safetensors",
+        "probe.tsv",
+        "report.tsv",
+        "retrieval.tsv",
+        "phenotype_retrieval.tsv",
+        "phenotypes",
+    } <= {p.name for p in trained.folder.iterdir()}
+    assert load_config(trained.folder / "config.json").epochs == TrainConfig().epochs
+    assert json.loads((trained.folder / "environment.json").read_text())["torch"]
+    metrics = json.loads((trained.folder / "metrics.json").read_text())
     assert metrics["gallery"] == metrics["test"] == 16 and metrics["train"] == 48
-    probe, retrieval = pd.read_csv(trained.folder/"probe.tsv", sep="\t"), pd.read_csv(trained.folder/"retrieval.tsv", sep="\t")
-    assert (probe.low <= probe.value).all() and (probe.value <= probe.high).all() and probe.chance.notna().all()
+    probe, retrieval = (
+        pd.read_csv(trained.folder / "probe.tsv", sep="\t"),
+        pd.read_csv(trained.folder / "retrieval.tsv", sep="\t"),
+    )
+    assert (
+        (probe.low <= probe.value).all() and (probe.value <= probe.high).all() and probe.chance.notna().all()
+    )
     assert retrieval[retrieval.metric == "median rank"].chance.tolist() == [8.5, 8.5]
 
 
 def test_run_answers(trained, repo):
     "The five lines of the README on this run's folder."
-    y = ECGEncoder.from_pretrained(trained.folder).predict(repo/"data_samples"/"ecg"/"sim-0001").set_index("phenotype")
+    y = (
+        ECGEncoder.from_pretrained(trained.folder)
+        .predict(repo / "data_samples" / "ecg" / "sim-0001")
+        .set_index("phenotype")
+    )
     assert (y.low < y.value).all() and (y.value < y.high).all()
     assert y.unit[["lvedv_ml", "lvef"]].tolist() == ["mL", "%"] and 60 < y.value.lvedv_ml < 350
 
 
 def test_default_run_learns(trained):
     "Fails loudly where the usual silent failure happens: embeddings that collapse, a loss flat at ln(batch)."
-    log = pd.read_csv(trained.folder/"log.csv")
+    log = pd.read_csv(trained.folder / "log.csv")
     train = log[log.loss_global.notna()]
     assert train.loss_global.tail(6).mean() < math.log(16) - 0.3
     assert train.loss_local.tail(6).mean() < math.log(20) - 0.3
     held = log[log.val_loss_local.notna()]
-    assert held.val_loss_local.iloc[-1] < math.log(20) - 0.3 and held.val_phase_error.iloc[-1] < 0.2 # chance 0.25
+    # chance 0.25
+    assert held.val_loss_local.iloc[-1] < math.log(20) - 0.3 and held.val_phase_error.iloc[-1] < 0.2
     model, cfg = from_pretrained(trained.folder)
-    assert train.lr.iloc[-1] < 0.05*cfg.lr and train.grad_norm.notna().all()
+    assert train.lr.iloc[-1] < 0.05 * cfg.lr and train.grad_norm.notna().all()
 
 
 def test_same_command_again_keeps_the_run(trained, repo):
     "A finished run that is named again is not trained again; other settings are refused."
-    before = (trained.folder/"model.safetensors").read_bytes()
-    command = [sys.executable, "-m", "papermill", repo/"nbs"/"train.ipynb", "again.ipynb", "-k", "python3", "--no-progress-bar", "-p", "out", "run", "-p", "n_boot", "50"]
-    assert subprocess.run(command, cwd=trained.folder.parent, capture_output=True, text=True, timeout=600).returncode == 0
-    assert (trained.folder/"model.safetensors").read_bytes() == before
-    refused = subprocess.run(command + ["-p", "lr", "0.01"], cwd=trained.folder.parent, capture_output=True, text=True, timeout=600)
+    before = (trained.folder / "model.safetensors").read_bytes()
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        repo / "nbs" / "train.ipynb",
+        "again.ipynb",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "-p",
+        "out",
+        "run",
+        "-p",
+        "n_boot",
+        "50",
+    ]
+    assert (
+        subprocess.run(
+            command, cwd=trained.folder.parent, capture_output=True, text=True, timeout=600
+        ).returncode
+        == 0
+    )
+    assert (trained.folder / "model.safetensors").read_bytes() == before
+    refused = subprocess.run(
+        command + ["-p", "lr", "0.01"], cwd=trained.folder.parent, capture_output=True, text=True, timeout=600
+    )
     assert refused.returncode != 0 and "holds a run with lr = " in refused.stderr
 
 
 # --- real recordings -----------------------------------------------------------------------------
 
+
 def real_records(real_data: Path) -> list[Path]:
     "Every record of the folder."
-    found = sorted((real_data/"ecg_wfdb").glob("*.hea"))
+    found = sorted((real_data / "ecg_wfdb").glob("*.hea"))
     assert len(found) >= 38
     return found
 
@@ -114,14 +200,14 @@ def test_every_real_ecg_is_embedded(trained, real_data):
         assert einthoven_error_mv(ready.signal_LT, ready.lead_ok_L) < 0.01
     z_BE = embed_ecgs(model, cfg, ecgs)
     assert np.isfinite(z_BE).all() and np.allclose(np.linalg.norm(z_BE, axis=1), 1, atol=1e-4)
-    assert len(np.unique(z_BE.round(4), axis=0)) == len(z_BE) # nobody looks like anybody else
+    assert len(np.unique(z_BE.round(4), axis=0)) == len(z_BE)  # nobody looks like anybody else
 
 
 def test_one_ecg_at_two_rates_is_one_ecg(trained, real_data):
     "HR00001 at 500 Hz and 00001_lr at 100 Hz are each other's nearest record."
     model, cfg = from_pretrained(trained.folder)
     paths = real_records(real_data)
-    sim = (z := embed_ecgs(model, cfg, [read_ecg(p) for p in paths]))@z.T
+    sim = (z := embed_ecgs(model, cfg, [read_ecg(p) for p in paths])) @ z.T
     np.fill_diagonal(sim, -2)
     names = [p.stem for p in paths]
     high, low = names.index("HR00001"), names.index("00001_lr")
@@ -135,22 +221,30 @@ def test_real_cine_is_embedded(trained, real_data):
 
     import nibabel
     import pydicom
+
     model, cfg = from_pretrained(trained.folder)
     times: dict[str, list[tuple[float, float]]] = {}
-    with zipfile.ZipFile(next((real_data/"cmr_dicom").glob("*.zip"))) as z:
+    with zipfile.ZipFile(next((real_data / "cmr_dicom").glob("*.zip"))) as z:
         for name in z.namelist():
             found = re.search(r"Se(\d+)", name)
-            if name.endswith("/") or not found: continue
-            try: d = pydicom.dcmread(io.BytesIO(z.read(name)), stop_before_pixels=True)
-            except pydicom.errors.InvalidDicomError: continue
+            if name.endswith("/") or not found:
+                continue
+            try:
+                d = pydicom.dcmread(io.BytesIO(z.read(name)), stop_before_pixels=True)
+            except pydicom.errors.InvalidDicomError:
+                continue
             times.setdefault(f"Se{found[1]}", []).append((float(d.TriggerTime), float(d.NominalInterval)))
     assert times, "no Se<n> in the names of the DICOM files"
     cines = []
     for series in ("Se2", "Se3"):
-        nii = nibabel.load(real_data/"cmr_nifti"/"biv-me_dcm2niix"/f"{series}.nii.gz")
+        nii = nibabel.load(real_data / "cmr_nifti" / "biv-me_dcm2niix" / f"{series}.nii.gz")
         trigger = sorted(t for t, _ in times[series])
         x, y, zoom = nii.header.get_zooms()[:3]
-        cines.append(cine_from_array(nii.get_fdata().transpose(3, 2, 1, 0), (zoom, y, x), trigger, times[series][0][1], "sax"))
-        assert abs(cines[-1].trigger_time_ms[1] - cines[-1].rr_ms/25) < 0.6 # not pixdim's 34 ms
+        cines.append(
+            cine_from_array(
+                nii.get_fdata().transpose(3, 2, 1, 0), (zoom, y, x), trigger, times[series][0][1], "sax"
+            )
+        )
+        assert abs(cines[-1].trigger_time_ms[1] - cines[-1].rr_ms / 25) < 0.6  # not pixdim's 34 ms
     c_BE = embed_cines(model, cfg, cines)
     assert np.isfinite(c_BE).all() and np.allclose(np.linalg.norm(c_BE, axis=1), 1, atol=1e-4)
