@@ -25,7 +25,7 @@ import linecache
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -240,13 +240,44 @@ def check_config(
     cfg: "TrainConfig",  # the configuration
 ) -> None:  # nothing; raises `BadInput` for the first rule that is broken
     "Refuse values that contradict themselves or each other."
-    positive = "fs mains_hz window_s pixel_mm temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every checkpoint_every devices nodes".split()
+    positive = [
+        "fs",
+        "mains_hz",
+        "window_s",
+        "pixel_mm",
+        "temperature",
+        "phase_concentration",
+        "epochs",
+        "batch_size",
+        "lr",
+        "clip_norm",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "devices",
+        "nodes",
+    ]
     rules = [
         (math.isfinite(getattr(cfg, n)) and getattr(cfg, n) > 0, n, "Give a number above 0") for n in positive
     ]
     rules += [
         (getattr(cfg, n) >= 0, n, "Give 0 or more")
-        for n in "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay average_pairs workers seed n_boot micro_batch patience".split()
+        for n in [
+            "target_concentration",
+            "shift_px",
+            "noise_mv",
+            "ecg_scale",
+            "mains_mv",
+            "turn_deg",
+            "zoom",
+            "weight_decay",
+            "average_pairs",
+            "workers",
+            "seed",
+            "n_boot",
+            "micro_batch",
+            "patience",
+        ]
     ]
     rules += [
         (cfg.n_frames >= 4, "n_frames", "A cycle needs at least 4 frames"),

@@ -27,7 +27,9 @@ class BadInput(ValueError):
         problem: str,  # what is wrong, with the value that is
         remedy: str,  # what the user can do about it
     ) -> None:  # nothing
-        self.source, self.problem, self.remedy = str(source), problem, remedy
+        self.source = str(source)
+        self.problem = problem
+        self.remedy = remedy
         super().__init__(f"{source}: {problem}. {remedy}")
 
     def __reduce__(self):  # survives the way back from a worker process

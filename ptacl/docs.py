@@ -40,7 +40,7 @@ import sys
 import tempfile
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -150,9 +150,11 @@ def _class(c: ast.ClassDef, comments: Mapping[int, str]) -> Symbol:
     is_record = any("dataclass" in ast.unparse(d) for d in c.decorator_list) or "NamedTuple" in [
         ast.unparse(b) for b in c.bases
     ]
-    table, signature = (), ""
+    table = ()
+    signature = ""
     if "__init__" in functions:
-        table, signature = functions["__init__"].parameters, functions["__init__"].signature.split(" -> ")[0]
+        table = functions["__init__"].parameters
+        signature = functions["__init__"].signature.split(" -> ")[0]
     elif is_record:
         table = tuple(_annotated(c.body, comments))
         signature = (
@@ -181,7 +183,8 @@ def symbols_of(
     source: str,  # source of an exported cell
 ) -> list[Symbol]:  # public symbols in the order of the cell
     "What a cell adds to the reference."
-    comments, found = _comments(source), []
+    comments = _comments(source)
+    found = []
     for n in ast.parse(source).body:
         if isinstance(n, ast.FunctionDef):
             found.append(_described(n, comments, _owner(n)))
@@ -331,7 +334,8 @@ class Site:
         )
         if page is not None:
             return f"/{page}.md{mark}{anchor}"
-        file, copy = self.root / "nbs" / inside, f"files/{inside.replace('../', '')}"
+        file = self.root / "nbs" / inside
+        copy = f"files/{inside.replace('../', '')}"
         if not file.is_file():
             return target  # Sphinx says that there is no such file, and where
         (self.source / copy).parent.mkdir(parents=True, exist_ok=True)
@@ -407,9 +411,11 @@ def page_text(
 ) -> str:  # MyST
     "A notebook as a page: the code of a module or an experiment folded, the reference in its place."
     cells = _read_cells(site.root / "nbs" / notebook)
-    base, page = notebook.rpartition("/")[0], site.pages[notebook]
+    base = notebook.rpartition("/")[0]
+    page = site.pages[notebook]
     module = next((d["default_exp"] for _, _, d in cells if "default_exp" in d), "")
-    parts, noted = [], False
+    parts = []
+    noted = False
     # pages that are read for what they say
     folds = base in ("concepts", "results") or any(
         "parameters" in c["metadata"].get("tags", []) for c, _, _ in cells
@@ -537,8 +543,10 @@ def write_sources(
     source: Path,  # where the Markdown and the pictures go
 ) -> Site:  # what was written
     "Write every page as MyST."
-    order, nbs = read_order(root / "nbs"), root / "nbs"
-    known, lists = {}, ["# All symbols\n\n> What the modules export, one line each."]
+    order = read_order(root / "nbs")
+    nbs = root / "nbs"
+    known = {}
+    lists = ["# All symbols\n\n> What the modules export, one line each."]
     for n in (n for s in order for n in s.notebooks):
         cells = _read_cells(nbs / n)
         module = next((d["default_exp"] for _, _, d in cells if "default_exp" in d), "")
@@ -569,13 +577,15 @@ def write_sources(
 
 def _contents(order: Sequence[Section], site: Site) -> str:
     "The tables of contents, one for each section."
-    tables, has_symbols = [], False
+    tables = []
+    has_symbols = False
     for i, s in enumerate(order):
         pages = [site.pages[n] for n in s.notebooks]
         if not i and (site.root / "CONTRIBUTING.md").is_file():
             pages.append("contributing")
         if not has_symbols and s.title.startswith("Reference"):
-            pages, has_symbols = ["symbols", *pages], True
+            pages = ["symbols", *pages]
+            has_symbols = True
         tables.append(
             "\n".join(
                 [
@@ -601,10 +611,8 @@ def problems_of(
 ) -> list[str]:  # one line for each broken link, missing file and outside request; empty = none
     "What is wrong with built pages."
     text = {p: p.read_text(encoding="utf-8") for p in sorted(site.resolve().rglob("*.html"))}
-    anchors, problems = (
-        {p: {"", "top", *re.findall(r"""\s(?:id|name)=["']([^"']*)""", t)} for p, t in text.items()},
-        [],
-    )
+    anchors = {p: {"", "top", *re.findall(r"""\s(?:id|name)=["']([^"']*)""", t)} for p, t in text.items()}
+    problems = []
     for page, tag, target in (
         (p, *found)
         for p, t in text.items()
@@ -613,10 +621,8 @@ def problems_of(
             t,
         )
     ):
-        said, outside = (
-            f"{page.relative_to(site.resolve())}: <{tag}> {target}",
-            re.match(r"[a-z][a-z0-9+.-]*:|//", target),
-        )
+        said = f"{page.relative_to(site.resolve())}: <{tag}> {target}"
+        outside = re.match(r"[a-z][a-z0-9+.-]*:|//", target)
         if outside and (tag == "a" or target.startswith("data:")):
             continue
         path, _, anchor = html.unescape(target).partition("#")
@@ -685,7 +691,9 @@ def build(
     if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").is_file():
         raise BadInput(out, "a folder that is no site", "Name another, or an empty one")
     with tempfile.TemporaryDirectory() as folder:
-        source, made, said = Path(folder) / "source", Path(folder) / "site", io.StringIO()
+        source = Path(folder) / "source"
+        made = Path(folder) / "site"
+        said = io.StringIO()
         source.mkdir()
         write_sources(root, source)
         gc.disable()  # a quarter of the time went into looking for garbage

@@ -296,7 +296,10 @@ def imports_declared(nb: Notebook) -> Iterator[str]:
     "What users run (exported cells, experiments) imports only the standard library and settings.ini's requirements; what belongs to an extra, only within a function."
     if nb.kind not in ("library", "experiment"):
         return
-    plain = lambda names: {re.sub(r"[-_.]+", "-", n).lower() for n in names}
+
+    def plain(names):
+        return {re.sub(r"[-_.]+", "-", n).lower() for n in names}
+
     known = plain(requirements(nb.root, "requirements")) | {"ipython"}  # ipykernel brings IPython
     optional = plain(
         n for extra in requirements(nb.root, "extras") for n in requirements(nb.root, f"{extra}_requirements")
@@ -762,7 +765,8 @@ def notebooks(root: Path) -> list[Notebook]:
 def orphans(root: Path) -> Iterator[str]:
     "Modules without a notebook, numbers used twice, modules made by two notebooks."
     library = [nb for nb in notebooks(root) if nb.kind == "library"]
-    modules, numbers = [nb.module for nb in library], [nb.number for nb in library]
+    modules = [nb.module for nb in library]
+    numbers = [nb.number for nb in library]
     for p in sorted((root / "ptacl").glob("*.py")):
         if not p.name.startswith("_") and p.stem not in modules:
             yield f"ptacl/{p.name}: no notebook exports it"

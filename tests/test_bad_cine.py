@@ -8,19 +8,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from ptacl.core import BadInput
 from ptacl.data.cine import (
     MIN_FRAMES,
-    cine_from_array,
     cavity_mask,
+    cine_from_array,
     find_ed_es,
     find_heart,
     read_cine,
     sidecar_path,
     write_cine,
 )
-from ptacl.core import BadInput
 
-F, N = 25, 40
+F = 25
+N = 40
 TIMES = np.arange(F) * 34.4
 
 
@@ -264,7 +265,9 @@ def test_view(good, view):
 
 def test_random_damage_to_the_header(good):
     "Any header byte changed: a `BadInput` or a cine whose parts agree, never another kind of exception."
-    raw, rng, refused = gzip.decompress(good.read_bytes()), np.random.default_rng(7), 0
+    raw = gzip.decompress(good.read_bytes())
+    rng = np.random.default_rng(7)
+    refused = 0
     plain = good.with_suffix("")
     for _ in range(400):
         b = bytearray(raw)
@@ -310,12 +313,16 @@ def test_still_and_empty_pictures(frames):
 
 def test_caller_keeps_his_arrays(frames):
     "What is read or measured never changes what was given, nor follows it when it changes later."
-    times, affine, before = TIMES.copy(), np.diag([2.0, 2, 8, 1]), frames.copy()
+    times = TIMES.copy()
+    affine = np.diag([2.0, 2, 8, 1])
+    before = frames.copy()
     cine = cine_from_array(frames, (8.0, 2.0, 2.0), times, 860.0, "sax", affine=affine)
     kept = cine.frames_FZHW.copy()
     cavity_mask(cine)
     assert np.array_equal(frames, before) and np.array_equal(cine.frames_FZHW, kept)
-    frames[:], times[:], affine[:] = 0, 0, 0
+    frames[:] = 0
+    times[:] = 0
+    affine[:] = 0
     assert (
         np.array_equal(cine.frames_FZHW, kept) and cine.trigger_time_ms[1] == 34.4 and cine.affine[0, 0] == 2
     )

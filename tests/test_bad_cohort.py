@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import wfdb
 
-from ptacl.data.cohort import check_cohort, cohort_counts, leave_out, read_cohort, summarise_report
 from ptacl.core import BadInput, samples_dir
+from ptacl.data.cohort import check_cohort, cohort_counts, leave_out, read_cohort, summarise_report
 from ptacl.data.ecg import read_ecg
 
 SECRET = "Jane-Doe-1960"  # stands in cells that are nobody's business; must never appear in a report
@@ -277,7 +277,8 @@ def test_fault_is_named(fault, spoiled, checked):
 
 
 def test_line_faults_are_named(spoiled, checked):
-    faults, listed = spoiled[1], set(checked.table.participant_id)
+    faults = spoiled[1]
+    listed = set(checked.table.participant_id)
     for fault, pattern, severity in [
         ("listed twice", "listed 2 times, differently", "left out"),
         ("listed twice alike", "listed 2 times alike", "warning"),
@@ -337,7 +338,10 @@ def test_summary_counts_every_row(checked):
 def test_reading_changes_no_file(spoiled, tmp_path):
     "Checks only read."
     folder = spoiled[0]
-    state = lambda: {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
+
+    def state():
+        return {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
+
     before = state()
     check_cohort(read_cohort(folder), progress=False)
     assert state() == before

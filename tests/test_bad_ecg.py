@@ -26,7 +26,8 @@ def leads(seconds: float = 10.0, fs: int = 500) -> np.ndarray:
             (0.3, 0.25, 0.28, 0.05),
         ):
             xy += np.array([[x], [y]]) * np.exp(-0.5 * ((t - r - at) / sd) ** 2)
-    i, ii = xy[0], 0.5 * xy[0] + 0.87 * xy[1]
+    i = xy[0]
+    ii = 0.5 * xy[0] + 0.87 * xy[1]
     return np.vstack([i, ii, ii - i, -(i + ii) / 2, i - ii / 2, ii - i / 2, CHEST @ xy])
 
 

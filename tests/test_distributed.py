@@ -69,13 +69,16 @@ def processes(
     )
     if n == 1:
         shared = os.environ | {"OMP_NUM_THREADS": "1"} | env
-    one = lambda k: subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", program, *args],
-        env=shared | ({"RANK": str(k), "LOCAL_RANK": str(k)} if n > 1 else {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+
+    def one(k):
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, *args],
+            env=shared | ({"RANK": str(k), "LOCAL_RANK": str(k)} if n > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     started = [one(k) for k in range(n)]
     done = []
     for p in started:
@@ -153,9 +156,12 @@ def test_two_processes_train_like_one(tmp_path):
     one, first, second = (
         json.loads((tmp_path / p).read_text()) for p in ("one/rank0.json", "two/rank0.json", "two/rank1.json")
     )
-    losses = lambda log: [
-        (r["step"], r[k]) for r in log for k in ("loss", "loss_local", "val_loss") if r.get(k) is not None
-    ]
+
+    def losses(log):
+        return [
+            (r["step"], r[k]) for r in log for k in ("loss", "loss_local", "val_loss") if r.get(k) is not None
+        ]
+
     assert len(losses(one["log"])) == len(losses(first["log"])) > 20
     assert max(abs(a[1] - b[1]) for a, b in zip(losses(one["log"]), losses(first["log"]))) < 1e-3
     assert first["log"] == second["log"] and (first["calls"] > 0, second["calls"]) == (True, 0)

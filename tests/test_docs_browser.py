@@ -34,10 +34,8 @@ def driver():
     )
     from selenium.webdriver.chrome.service import Service
 
-    chromium, chromedriver = (
-        shutil.which("chromium") or shutil.which("google-chrome"),
-        shutil.which("chromedriver"),
-    )
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
     if not chromium or not chromedriver:
         pytest.skip("no chromium or no chromedriver here (Debian: apt install chromium chromium-driver)")
     options = webdriver.ChromeOptions()

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from ptacl.config import TrainConfig
 from ptacl.core import sample_path
 from ptacl.data.ecg import STANDARD_LEADS, read_ecg
-from ptacl.use.embed import ECGEncoder, PhenotypeProbe, embed, embed_command, left_out, predict
 from ptacl.models.saved import save_pretrained
 from ptacl.models.systems import build_system
+from ptacl.use.embed import ECGEncoder, PhenotypeProbe, embed, embed_command, left_out, predict
 
 SECRET = "Millerovska"  # a name that must not appear anywhere
 
@@ -116,7 +117,8 @@ def test_one_class_two_ways(encoder):
 
 def test_memory_is_bounded(encoder):
     "When a batch goes through the encoder, no more recordings have been read than it holds."
-    read, seen = [], []
+    read = []
+    seen = []
     ecg = read_ecg(sample_path("ecg", "sim-0001.hea"))
 
     def each():
@@ -169,10 +171,8 @@ def test_leads_off_and_other_units(encoder):
     flat[8] = 0
     without = np.delete(signal, 8, axis=0)
     names = [n for n in STANDARD_LEADS if n != "V3"]
-    a, b = (
-        encoder.embed(flat, fs=500.0, lead_names=STANDARD_LEADS),
-        encoder.embed(without, fs=500.0, lead_names=names),
-    )
+    a = encoder.embed(flat, fs=500.0, lead_names=STANDARD_LEADS)
+    b = encoder.embed(without, fs=500.0, lead_names=names)
     np.testing.assert_allclose(a.to_numpy(), b.to_numpy(), atol=1e-6)
     assert np.abs(a.to_numpy() - whole.to_numpy()).max() > 1e-3
     np.testing.assert_allclose(

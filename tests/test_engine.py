@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig, save_config
 from ptacl.core import BadInput, samples_dir, seed_everything
-from ptacl.training.large_batch import peak_saved_bytes
+from ptacl.data.batches import load_pairs
+from ptacl.data.cohort import read_cohort
 from ptacl.losses.contrast import info_nce
 from ptacl.models.ptacl import model_from_config
-from ptacl.data.batches import load_pairs
+from ptacl.training.large_batch import peak_saved_bytes
 from ptacl.training.loop import (
     evaluate,
     fabric_from_config,
@@ -217,9 +217,11 @@ def state_of(cfg, pairs):
 )
 def test_full_disk_leaves_the_older_checkpoint(pairs, tmp_path, monkeypatch, error):
     "The message says so, nothing half-written stays, and training goes on from the older one."
-    path, state = tmp_path / "last.ckpt", state_of(TINY, pairs)
+    path = tmp_path / "last.ckpt"
+    state = state_of(TINY, pairs)
     save_checkpoint(state, TINY, path)
-    before, save = path.read_bytes(), torch.save
+    before = path.read_bytes()
+    save = torch.save
 
     def full(content, to):
         save(content, to)
@@ -268,8 +270,12 @@ except (OSError, RuntimeError) as e: print(type(e).__name__)
 
 def test_sigterm_saves_and_ends_in_order(pairs, tmp_path, capsys):
     "The cluster's warning at any step: saved, exit code 0, said how to go on, and the same weights in the end."
-    whole, before = train(TINY, pairs), signal.getsignal(signal.SIGTERM)
-    warn = lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 7 and "loss" in row else None
+    whole = train(TINY, pairs)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def warn(row):
+        return os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 7 and "loss" in row else None
+
     with pytest.raises(SystemExit) as ended:
         train(TINY, pairs, checkpoint=tmp_path / "last.ckpt", on_log=warn)
     assert ended.value.code == 0 and signal.getsignal(signal.SIGTERM) is before
@@ -408,7 +414,8 @@ def test_checkpointed_blocks_change_nothing(pairs):
 
 def test_memory_of_a_large_batch_is_that_of_its_micro_batch(pairs):
     "What is held for the backward pass, counted: 16 times the micro-batch under 1.3 times its memory; the inputs are made micro-batch by micro-batch."
-    cfg, part = replace(TINY, micro_batch=0), pairs.take(np.arange(128) % 14)
+    cfg = replace(TINY, micro_batch=0)
+    part = pairs.take(np.arange(128) % 14)
     part.table["participant_id"] = [str(i) for i in range(128)]
     held = []
     for B, micro in ((8, 0), (128, 8)):
@@ -425,17 +432,18 @@ def test_memory_of_a_large_batch_is_that_of_its_micro_batch(pairs):
 def test_infonce_in_blocks_holds_no_matrix():
     "The loss of 6,000 pairs saves the embeddings for its backward pass, not 36 million similarities; value and gradients as the plain formula's."
     torch.manual_seed(0)
-    a, b, tau = (
-        torch.randn(6000, 8, dtype=torch.float64, requires_grad=True),
-        torch.randn(6000, 8, dtype=torch.float64, requires_grad=True),
-        torch.tensor(0.2, dtype=torch.float64, requires_grad=True),
-    )
+    a = torch.randn(6000, 8, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(6000, 8, dtype=torch.float64, requires_grad=True)
+    tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     assert (
         peak_saved_bytes(lambda: info_nce(a, b, tau).backward(), [a, b, tau])
         < 20 * a.numel() * 8
         < 6000 * 6000
     )
-    found, a.grad, b.grad, tau.grad = (a.grad, b.grad, tau.grad), None, None, None
+    found = (a.grad, b.grad, tau.grad)
+    a.grad = None
+    b.grad = None
+    tau.grad = None
     x, y = (torch.nn.functional.normalize(z, dim=1) for z in (a, b))
     s = x @ y.T / tau
     loss = (s.logsumexp(0) + s.logsumexp(1) - 2 * s.diagonal()).mean() / 2
@@ -492,13 +500,19 @@ def test_cuda_trains_and_resumes(pairs, tmp_path, precision, micro_batch):
         average_pairs=20,
         keep_best="val_loss",
     )
-    warn = lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 5 and "loss" in row else None
+
+    def warn(row):
+        return os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 5 and "loss" in row else None
+
     with pytest.raises(SystemExit):
         train(cfg, pairs, checkpoint=tmp_path / "last.ckpt", on_log=warn)
     state = train(cfg, pairs, checkpoint=tmp_path / "last.ckpt")
     assert state.step == 20 and all(p.isfinite().all() for p in state.model.parameters())
     cpu = train(replace(cfg, accelerator="cpu", precision="32-true", epochs=1), pairs)
-    first = lambda log: next(r["val_loss"] for r in log if "val_loss" in r)
+
+    def first(log):
+        return next(r["val_loss"] for r in log if "val_loss" in r)
+
     assert abs(first(state.log) - first(cpu.log)) < 0.05
 
 

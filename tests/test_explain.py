@@ -7,11 +7,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
+from ptacl.data.batches import draw_batch, for_system, load_pairs
+from ptacl.data.cohort import read_cohort
 from ptacl.data.ecg import STANDARD_LEADS
-from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.evaluation.explain import (
     attention_rollout,
     gradient_times_input,
@@ -21,8 +21,8 @@ from ptacl.evaluation.explain import (
     sanity_check,
     shuffled_weights,
 )
+from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.ptacl import Batch, System
-from ptacl.data.batches import draw_batch, for_system, load_pairs
 from ptacl.models.systems import SYSTEMS, build_system
 from ptacl.training.loop import fit_input_scaling
 
@@ -66,10 +66,8 @@ def test_every_system_is_explained(prepared, name):
         )
     )
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    quick, complete = (
-        gradient_times_input(model, batch, mean),
-        integrated_gradients(model, batch, n_points=96, compared=mean),
-    )
+    quick = gradient_times_input(model, batch, mean)
+    complete = integrated_gradients(model, batch, n_points=96, compared=mean)
     for a in (quick, complete):
         assert a.ecg_BLT.shape == batch.signal_BLT.shape and a.cine_BFHW.shape == batch.cine_BFHW.shape
         assert (
@@ -102,7 +100,8 @@ def test_a_pair_is_explained_as_if_alone(prepared):
         (gradient_times_input, 1e-5),
         (lambda m, b: integrated_gradients(m, b, n_points=8), 1e-9),
     ):
-        a, b = explain(model, alone), explain(model, batch)
+        a = explain(model, alone)
+        b = explain(model, batch)
         assert torch.allclose(a.ecg_BLT[0], b.ecg_BLT[1], atol=eps) and torch.allclose(
             a.cine_BFHW[0], b.cine_BFHW[1], atol=eps
         )
@@ -124,7 +123,10 @@ def test_rollout_of_a_mean_pooled_encoder(prepared):
 def test_the_check_tells_maps_of_the_model_from_maps_of_the_picture(prepared):
     "A map that ignores the weights fails in both recordings; gradients of this untrained model pass."
     model, batch = system_and_batch("ptacl", prepared)
-    blind = lambda m, b: gradient_times_input(model, b)  # asks another model than it is given
+
+    def blind(m, b):
+        return gradient_times_input(model, b)  # asks another model than it is given
+
     assert not sanity_check(blind, model, batch, n_shuffles=1).passes.any()
     assert sanity_check(gradient_times_input, model, batch, n_shuffles=2).passes.all()
     assert not torch.equal(

@@ -27,7 +27,8 @@ def test_skips():
 @pytest.fixture
 def git(repo, tmp_path):
     "A new repository with this one's attributes and nbdev's hooks, whose home is temporary too; returns its `git`."
-    home, top = tmp_path / "home", tmp_path / "project"
+    home = tmp_path / "home"
+    top = tmp_path / "project"
     home.mkdir(), (top / "nbs").mkdir(parents=True)
     tools = str(Path(sys.executable).parent)
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
@@ -85,7 +86,8 @@ def test_merge_driver_joins_two_edits_of_a_notebook(git):
 
 def test_sample_data_is_kept_bit_for_bit(git):
     "Line ends inside data_samples are data; in notebooks they are LF."
-    sample, nb = git.top / "data_samples" / "ecg.hea", git.top / "nbs" / "a.ipynb"
+    sample = git.top / "data_samples" / "ecg.hea"
+    nb = git.top / "nbs" / "a.ipynb"
     sample.parent.mkdir()
     sample.write_bytes(b"p001 12 500\r\n"), nb.write_bytes(b"{}\r\n")
     git("add", "-A"), git("commit", "-q", "-m", "data")

@@ -9,10 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 from packaging.requirements import Requirement
-
-import house
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = house.notebooks(ROOT)
@@ -230,7 +229,8 @@ PAGE = [
     ),
     ("code", "assert 1 + 1 == 2"),
 ]
-HALF, DEMO = GOOD[5][1], GOOD[6][1]
+HALF = GOOD[5][1]
+DEMO = GOOD[6][1]
 EXTRA = ("code", "#| hide\nimport os")
 # rule, the cells with the fault, file name, a piece of the complaint
 FAULTS = [

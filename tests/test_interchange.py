@@ -30,7 +30,8 @@ def gelu(x):
 
 def attend(q, k, v, heads):
     "Softmax attention, one head after the other."
-    d, out = q.shape[-1] // heads, []
+    d = q.shape[-1] // heads
+    out = []
     for h in range(heads):
         s = slice(h * d, (h + 1) * d)
         out.append(torch.softmax(q[..., s] @ k[..., s].transpose(1, 2) / math.sqrt(d), dim=-1) @ v[..., s])
@@ -57,7 +58,8 @@ def vitmae_forward(w, x, heads, eps=1e-12):
     h = torch.cat([(w["embeddings.cls_token"] + position[:, :1]).expand(len(x), -1, -1), h], dim=1)
     for i in range(sum(k.endswith("layernorm_before.weight") for k in w)):
         b = f"encoder.layer.{i}."
-        n, a = layer_norm(h, w, b + "layernorm_before", eps), b + "attention.attention."
+        n = layer_norm(h, w, b + "layernorm_before", eps)
+        a = b + "attention.attention."
         mixed = attend(
             linear(n, w[a + "query.weight"], w[a + "q_bias"]),
             linear(n, w[a + "key.weight"]),
@@ -121,11 +123,13 @@ def vitmae_state(D, depth, hidden, leads, columns, patch, seed=0):
         for n in ("q_bias", "v_bias"):
             w[f"{b}attention.attention.{n}"] = rand(g, D, scale=0.5)
         for n, o, k in (("attention.output", D, D), ("intermediate", hidden, D), ("output", D, hidden)):
-            w[f"{b}{n}.dense.weight"], w[f"{b}{n}.dense.bias"] = rand(g, o, k), rand(g, o, scale=0.3)
+            w[f"{b}{n}.dense.weight"] = rand(g, o, k)
+            w[f"{b}{n}.dense.bias"] = rand(g, o, scale=0.3)
         for n in ("layerscale", "output.layerscale"):
             w[f"{b}{n}.layerscale_c"] = rand(g, D, scale=0.5)
     for n in norms:
-        w[f"{n}.weight"], w[f"{n}.bias"] = 1 + rand(g, D, scale=0.3), rand(g, D, scale=0.3)
+        w[f"{n}.weight"] = 1 + rand(g, D, scale=0.3)
+        w[f"{n}.bias"] = rand(g, D, scale=0.3)
     return w
 
 
@@ -148,9 +152,11 @@ def timm_state(D, depth, leads, columns, patch, seed=0, fc_norm=True):
             ("mlp.fc1", 4 * D, D),
             ("mlp.fc2", D, 4 * D),
         ):
-            w[f"{b}{n}.weight"], w[f"{b}{n}.bias"] = rand(g, o, k), rand(g, o, scale=0.3)
+            w[f"{b}{n}.weight"] = rand(g, o, k)
+            w[f"{b}{n}.bias"] = rand(g, o, scale=0.3)
     for n in norms:
-        w[f"{n}.weight"], w[f"{n}.bias"] = 1 + rand(g, D, scale=0.3), rand(g, D, scale=0.3)
+        w[f"{n}.weight"] = 1 + rand(g, D, scale=0.3)
+        w[f"{n}.bias"] = rand(g, D, scale=0.3)
     return w
 
 
@@ -160,10 +166,8 @@ def same(a, b):
     assert (a - b).abs().max() < 1e-5 * max(1.0, float(b.abs().max())), float((a - b).abs().max())
 
 
-SMALL, PAPER = (
-    dict(D=16, depth=2, hidden=40, leads=12, columns=4, patch=10),
-    dict(D=768, depth=12, hidden=3072, leads=12, columns=50, patch=50),
-)
+SMALL = dict(D=16, depth=2, hidden=40, leads=12, columns=4, patch=10)
+PAPER = dict(D=768, depth=12, hidden=3072, leads=12, columns=50, patch=50)
 
 
 @pytest.mark.parametrize("size, heads, B", [(SMALL, 4, 3), (PAPER, 12, 1)], ids=["small", "paper"])
@@ -171,7 +175,8 @@ SMALL, PAPER = (
 def test_vitmae_position_by_position(size, heads, B, tmp_path):
     "CLS and every token, from a folder in the Hugging Face layout."
     w = vitmae_state(**size)
-    leads, T = size["leads"], size["columns"] * size["patch"]
+    leads = size["leads"]
+    T = size["columns"] * size["patch"]
     save_weights(
         w,
         dict(
@@ -211,7 +216,8 @@ def test_mmcl_position_by_position(size, heads, B, pool, tmp_path):
         B, size["leads"], size["columns"] * size["patch"], generator=torch.Generator().manual_seed(1)
     )
     tokens, pooled = mmcl_encoder(tmp_path / "signal_encoder.pth", heads=heads, pool=pool)(x)
-    raw, norm = timm_forward(w, x, heads), "fc_norm" if pool == "mean" else "norm"
+    raw = timm_forward(w, x, heads)
+    norm = "fc_norm" if pool == "mean" else "norm"
     same(pooled, layer_norm(raw[:, 1:].mean(1) if pool == "mean" else raw[:, 0], w, norm, 1e-6))
     same(tokens, layer_norm(raw[:, 1:], w, norm, 1e-6))
 
@@ -241,10 +247,8 @@ def test_every_weight_matters(tmp_path):
         changed = w | {
             name: w[name] + 0.5 * torch.randn(w[name].shape, generator=torch.Generator().manual_seed(3))
         }
-        ours, theirs = (
-            vitmae_encoder(save_weights(changed, config, tmp_path / "b"))(x)[1],
-            vitmae_forward(changed, x, 2)[:, 0],
-        )
+        ours = vitmae_encoder(save_weights(changed, config, tmp_path / "b"))(x)[1]
+        theirs = vitmae_forward(changed, x, 2)[:, 0]
         same(ours, theirs)
         assert (ours - first).abs().max() > 1e-4, name
 
@@ -278,7 +282,8 @@ def test_saved_in_our_layout_it_is_ours(tmp_path):
     encoder = vitmae_encoder(
         save_weights(w, dict(num_attention_heads=4, image_size=[12, 40]), tmp_path / "theirs")
     )
-    again, x = ECGEncoder.from_pretrained(encoder.save_pretrained(tmp_path / "ours")), torch.randn(2, 12, 40)
+    again = ECGEncoder.from_pretrained(encoder.save_pretrained(tmp_path / "ours"))
+    x = torch.randn(2, 12, 40)
     assert torch.equal(again(x)[1], encoder(x)[1])
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert (config["architectures"], config["norm_eps"], config["mlp_ratio"]) == (["ECGEncoder"], 1e-12, 2.5)

@@ -254,14 +254,13 @@ def test_explorer_moves(lab):
         if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outs)
     )
     lab.show_cell(at)
-    heart, caption = (
-        "img.ptacl-heart",
-        "return [...document.querySelectorAll('.widget-html-content')].map(n => n.textContent).find(t => t.startsWith('frame ')) || ''",
-    )
+    heart = "img.ptacl-heart"
+    caption = "return [...document.querySelectorAll('.widget-html-content')].map(n => n.textContent).find(t => t.startsWith('frame ')) || ''"
     lines = "return [...document.querySelectorAll('.ptacl-lines div')].map(n => n.style.left)"
     assert lab.wait(caption, 60) == "frame 1 of 25 · phase 0.00 · 0 ms after R · ED"
     lab.wait(f"return document.querySelector({heart!r})?.naturalWidth", 30)
-    before, lines_before = pixels(lab, heart), lab.driver.execute_script(lines)
+    before = pixels(lab, heart)
+    lines_before = lab.driver.execute_script(lines)
     handle = lab.driver.find_element(By.CSS_SELECTOR, ".widget-slider .noUi-handle")
     for _ in range(3):
         handle.send_keys(Keys.ARROW_RIGHT)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.models.ptacl import Batch, count_parameters, model_from_config
 from ptacl.data.batches import draw_batch, load_pairs
+from ptacl.data.cohort import read_cohort
+from ptacl.models.ptacl import Batch, count_parameters, model_from_config
 from ptacl.training.loop import (
     TrainState,
     embed_pairs,
@@ -75,7 +75,8 @@ def test_global_loss_trains_every_weight_and_local_loss_too(pairs):
 def test_eight_pairs_are_learned_by_heart(pairs):
     "A system that cannot overfit eight pairs is broken."
     cfg = replace(SMALL, lr=1e-3, warmup_share=0.1, seed=1)
-    state, batch = new_state(cfg, pairs), Batch(**draw_batch(pairs, np.arange(8), 2500))
+    state = new_state(cfg, pairs)
+    batch = Batch(**draw_batch(pairs, np.arange(8), 2500))
     for _ in range(120):
         row = train_step(state, batch, cfg, 120, [""] * 8)
     assert row["loss_global"] < 0.7 < np.log(8) - 1
@@ -98,7 +99,8 @@ def test_nothing_of_held_out_pairs_reaches_training(pairs):
     "Training is the same, bit for bit, whatever the held-out recordings hold."
     from ptacl.training.loop import fit
 
-    train, held = pairs.take(range(16)), pairs.take(range(16, 24))
+    train = pairs.take(range(16))
+    held = pairs.take(range(16, 24))
     other = replace(
         held, signal_PLT=np.asarray(held.signal_PLT) * 7, cine_PFHW=1 - np.asarray(held.cine_PFHW)
     )

@@ -109,7 +109,8 @@ def test_experiment_runs(name, repo, tmp_path):
     assert sum("image/png" in o.get("data", {}) for o in outs) >= figures
     assert not [w for w in words if w not in text]
     if name == "benchmark.ipynb":
-        kept, shown = tmp_path / "tables", repo / "nbs" / "results" / "speed"
+        kept = tmp_path / "tables"
+        shown = repo / "nbs" / "results" / "speed"
         assert {p.name for p in kept.iterdir()} == {p.name for p in shown.iterdir()}
         # the columns of what the page shows
         assert all(

@@ -7,16 +7,16 @@ import papermill
 import pytest
 import yaml
 
-from ptacl.studies.comparison import CompareConfig, cells_of
 from ptacl.config import TrainConfig, field_meanings
 from ptacl.core import BadInput
-from ptacl.studies.one_run import EvaluateConfig
-from ptacl.plots.explorer import ExploreConfig
-from ptacl.studies.experiment import run_notebook
 from ptacl.phantom.cohort import SimulateConfig
-from ptacl.training.pretraining import PretrainConfig
-from ptacl.studies.speed import BenchmarkConfig
 from ptacl.phantom.realism import ValidateConfig
+from ptacl.plots.explorer import ExploreConfig
+from ptacl.studies.comparison import CompareConfig, cells_of
+from ptacl.studies.experiment import run_notebook
+from ptacl.studies.one_run import EvaluateConfig
+from ptacl.studies.speed import BenchmarkConfig
+from ptacl.training.pretraining import PretrainConfig
 
 EXPERIMENTS = dict(
     train=TrainConfig,
@@ -33,7 +33,8 @@ RECIPES = dict(thousand_pretrain=PretrainConfig, thousand=TrainConfig, compare_p
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters_cell_equals_dataclass(repo, name):
-    config, inspected = EXPERIMENTS[name], papermill.inspect_notebook(str(repo / "nbs" / f"{name}.ipynb"))
+    config = EXPERIMENTS[name]
+    inspected = papermill.inspect_notebook(str(repo / "nbs" / f"{name}.ipynb"))
     cell = {n: (p["inferred_type_name"], eval(p["default"]), p["help"]) for n, p in inspected.items()}
     meanings = field_meanings(config)
     assert cell == {f.name: (type(f.default).__name__, f.default, meanings[f.name]) for f in fields(config)}

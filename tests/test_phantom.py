@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import shutil
 import zlib
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from ptacl.data.cine import read_cine
 from ptacl.data.ecg import read_ecg
 from ptacl.phantom.cohort import write_cohort
 from ptacl.phantom.ecg import simulate_ecg
-from ptacl.phantom.latents import PREVALENCE, draw_latents, participant_rng
 from ptacl.phantom.instruments import summary_features
+from ptacl.phantom.latents import PREVALENCE, draw_latents, participant_rng
 
 HEALTHY = dict.fromkeys(PREVALENCE, 0.0)
 SMALL = dict(n_frames=10, size_px=48)
@@ -24,9 +23,10 @@ CLASSIC_ZLIB = "ng" not in zlib.ZLIB_RUNTIME_VERSION  # zlib-ng packs the same c
 
 def contents(folder: Path) -> dict[str, bytes]:
     "Path below the folder -> bytes; of .gz files the unpacked ones where this Python packs otherwise."
-    read = lambda f: (
-        gzip.decompress(f.read_bytes()) if f.suffix == ".gz" and not CLASSIC_ZLIB else f.read_bytes()
-    )
+
+    def read(f):
+        return gzip.decompress(f.read_bytes()) if f.suffix == ".gz" and not CLASSIC_ZLIB else f.read_bytes()
+
     return {
         f.relative_to(folder).as_posix(): read(f)
         for f in sorted(folder.rglob("*"))
@@ -36,19 +36,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_samples_are_what_their_recipe_makes(repo, tmp_path):
     recipe = json.loads((repo / "data_samples" / "recipe.json").read_text())
-    made, kept = (
-        contents(write_cohort(tmp_path / "again", 64, **recipe, n_jobs=2)),
-        contents(repo / "data_samples"),
-    )
+    made = contents(write_cohort(tmp_path / "again", 64, **recipe, n_jobs=2))
+    kept = contents(repo / "data_samples")
     assert sorted(made) == sorted(kept)
     assert [name for name in made if made[name] != kept[name]] == []
 
 
 def test_the_readme_names_the_recipe(repo):
-    text, recipe = (
-        (repo / "data_samples" / "README.md").read_text(),
-        json.loads((repo / "data_samples" / "recipe.json").read_text()),
-    )
+    text = (repo / "data_samples" / "README.md").read_text()
+    recipe = json.loads((repo / "data_samples" / "recipe.json").read_text())
     command = (
         next(line for line in text.splitlines() if "write_cohort(" in line).split("; ", 1)[1].rstrip('"')
     )
@@ -74,7 +70,8 @@ def test_the_samples_are_small_and_hold_every_condition(repo):
 def test_every_sample_reads(repo):
     table = pd.read_csv(repo / "data_samples" / "participants.tsv", sep="\t")
     for row in table.itertuples():
-        ecg, cine = read_ecg(repo / "data_samples" / row.ecg), read_cine(repo / "data_samples" / row.cine)
+        ecg = read_ecg(repo / "data_samples" / row.ecg)
+        cine = read_cine(repo / "data_samples" / row.cine)
         assert ecg.signal_LT.shape == (12, 5000) and ecg.lead_ok_L.all()
         one, two, three = ecg.signal_LT[:3]
         assert np.abs(two - one - three).max() < 1e-5
@@ -84,10 +81,8 @@ def test_every_sample_reads(repo):
 
 
 def test_a_participant_is_the_same_in_3_and_in_30(tmp_path):
-    few, many = (
-        contents(write_cohort(tmp_path / "few", 3, seed=5, **SMALL)),
-        contents(write_cohort(tmp_path / "many", 30, seed=5, **SMALL, n_jobs=2)),
-    )
+    few = contents(write_cohort(tmp_path / "few", 3, seed=5, **SMALL))
+    many = contents(write_cohort(tmp_path / "many", 30, seed=5, **SMALL, n_jobs=2))
     own = [name for name in few if "sim-" in name]
     assert len(own) == 12 and all(few[name] == many[name] for name in own)
     assert many["participants.tsv"].startswith(few["participants.tsv"])
@@ -105,7 +100,8 @@ def test_a_cohort_that_was_cut_short_is_finished(tmp_path):
 
 def test_prevalence_changes_only_who_is_ill():
     "The draws of a body and of a healthy heart do not depend on the prevalence, so cohorts can be compared person by person."
-    ill, well = draw_latents(3, 1, HEALTHY | {"pvc": 1.0}), draw_latents(3, 1, HEALTHY)
+    ill = draw_latents(3, 1, HEALTHY | {"pvc": 1.0})
+    well = draw_latents(3, 1, HEALTHY)
     assert ill.pvc and not well.pvc
     assert (ill.lvedv_ml, ill.age, ill.axis_deg) == (well.lvedv_ml, well.age, well.axis_deg)
 
@@ -169,7 +165,8 @@ def test_links_have_their_published_strength(many):
 def test_sokolow_lyon_follows_the_mass_index():
     "Measured on the ECGs, with noise. Published is r 0.28 in men (FIELD 6.3); to the tolerance of 0.07 comes the sampling error of a correlation in 570 men, 0.04."
     people = [draw_latents(k, 12, HEALTHY) for k in range(1200)]
-    voltage, index = [], []
+    voltage = []
+    index = []
     for k, lat in enumerate(people):
         if not lat.is_male:
             continue

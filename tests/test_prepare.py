@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,11 +30,10 @@ from test_bad_cohort import (
     truncate,
 )
 
-from ptacl.data.cine import cine_from_array, read_cine, write_cine
 from ptacl.config import field_meanings
 from ptacl.core import samples_dir
+from ptacl.data.cine import cine_from_array, read_cine, write_cine
 from ptacl.data.ecg import STANDARD_LEADS, read_ecg
-from ptacl.studies.experiment import run_notebook
 from ptacl.data.prepared import find_doubts, prepare_ecg
 from ptacl.data.store import (
     PrepareConfig,
@@ -46,6 +44,7 @@ from ptacl.data.store import (
     read_source,
     settings_of,
 )
+from ptacl.studies.experiment import run_notebook
 
 CFG = PrepareConfig(n_frames=8, crop_px=32, pixel_mm=4.0, workers=1)
 N_GOOD = 160
@@ -117,7 +116,8 @@ def two_hearts(place: Place) -> None:
     study = place.study()
     study.slice("CINE_segmented_SAX_b2", read_cine(place.nii).frames_FZHW[:, 0], 10.0, 900.0)
     for d in study.slices[1].images:
-        d.PatientID, d.StudyInstanceUID = "somebody else", "1.2.3.4"
+        d.PatientID = "somebody else"
+        d.StudyInstanceUID = "1.2.3.4"
     place.zip(study.write)
 
 
@@ -295,14 +295,13 @@ def build(folder: Path) -> tuple[dict[str, str], list[str]]:
     names = [f"p{k:03d}" for k in range(N_GOOD + len(SPOIL))]
     rng = np.random.default_rng(0)
     plain = [p for p in samples.participant_id if p != "sim-0047"]
-    ecgs, cines = (
-        {p: read_ecg(samples_dir() / "ecg" / p) for p in plain},
-        {p: read_cine(samples_dir() / "cine" / f"{p}.nii.gz") for p in plain},
-    )
+    ecgs = {p: read_ecg(samples_dir() / "ecg" / p) for p in plain}
+    cines = {p: read_cine(samples_dir() / "cine" / f"{p}.nii.gz") for p in plain}
     (folder / "ecg").mkdir(parents=True)
     (folder / "cine").mkdir()
     for k, name in enumerate(names):
-        ecg, cine = ecgs[plain[k % len(plain)]], cines[plain[k % len(plain)]]
+        ecg = ecgs[plain[k % len(plain)]]
+        cine = cines[plain[k % len(plain)]]
         # everybody is somebody else; all limb leads stay consistent
         hum_T = 0.02 * rng.standard_normal(ecg.signal_LT.shape[1])
         limb_LT = np.array([1, 1, 0, -1, 0.5, 0.5] + [0.3] * 6)[:, None] * hum_T
@@ -403,7 +402,8 @@ def prepared(tmp_path_factory) -> Prepared:
         json.dumps(dict(lvef=dict(description="LV ejection fraction", unit="%")))
     )
 
-    cohort, out = read_source(folder), top / "store"
+    cohort = read_source(folder)
+    out = top / "store"
     settings = settings_of(CFG)
     parts = (
         out
@@ -417,7 +417,8 @@ def prepared(tmp_path_factory) -> Prepared:
     parts.mkdir(parents=True)
     (parts / f".{full}.npz").symlink_to("/dev/full")  # writing there fails as on a full disk
     gone = folder / "cine" / f"{faults['vanishes midway']}.nii.gz"
-    kept, found = gone.read_bytes(), ptacl.data.store.find_recording
+    kept = gone.read_bytes()
+    found = ptacl.data.store.find_recording
 
     def find_and_lose(root, cell, modality):
         "A file that is there when it is looked for and gone when it is opened."

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptacl.data.cohort import split_of
 from ptacl.config import TrainConfig, load_config
 from ptacl.core import BadInput, samples_dir
+from ptacl.data.cohort import split_of
 from ptacl.models.cine import CineEncoder
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.saved import from_pretrained, start_encoders
-from ptacl.training.pretraining import PretrainConfig
 from ptacl.models.systems import build_system
+from ptacl.training.pretraining import PretrainConfig
 
 SMALL = dict(accelerator="cpu", precision="32-true", workers=1)
 ECG = SMALL | dict(window_s=1.0, batch_size=8, epochs=8, eval_every=4)
@@ -67,7 +67,8 @@ def outputs(notebook):
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     "Twenty-eight of the sample participants; four of them, all of the training part, have no scan."
-    folder, samples = tmp_path_factory.mktemp("cohort"), samples_dir()
+    folder = tmp_path_factory.mktemp("cohort")
+    samples = samples_dir()
     for name in ("ecg", "cine"):
         shutil.copytree(samples / name, folder / name)
     (folder / "participants.json").write_bytes((samples / "participants.json").read_bytes())
@@ -127,7 +128,8 @@ def test_run_folder(ecg_run):
     } <= {p.name for p in folder.iterdir()}
     assert load_config(folder / "config.json", PretrainConfig).epochs == 8
     assert json.loads((folder / "metrics.json").read_text())["train"] == 16
-    encoder, weights = ECGEncoder.from_pretrained(folder), load_file(folder / "model.safetensors")
+    encoder = ECGEncoder.from_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
     assert all(torch.equal(v, weights[f"ecg_encoder.{k}"]) for k, v in encoder.state_dict().items())
     assert encoder.preparation["fs"] == 500.0 and np.allclose(
         encoder.preparation["sd_mv"], weights["ecg_sd_L"]
@@ -154,10 +156,8 @@ def test_killed_and_resumed_bit_for_bit(ecg_run, repo, cohort, tmp_path):
     assert 0 < step <= 16 and not (tmp_path / "run" / "metrics.json").exists()
     _, text = outputs(execute("pretrain.ipynb", tmp_path, params, repo))
     assert "(resuming)" in text
-    whole, resumed = (
-        load_file(ecg_run[1] / "model.safetensors"),
-        load_file(tmp_path / "run" / "model.safetensors"),
-    )
+    whole = load_file(ecg_run[1] / "model.safetensors")
+    resumed = load_file(tmp_path / "run" / "model.safetensors")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 

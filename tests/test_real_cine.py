@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from ptacl.core import BadInput
 from ptacl.data.cine import (
     MIN_FRAMES,
     cavity_area,
@@ -26,7 +27,6 @@ from ptacl.data.cine import (
     scale_intensity,
     write_cine,
 )
-from ptacl.core import BadInput
 
 # base to apex, as MANIFEST.md says; the code has to find this order itself
 SHORT_AXIS = ("Se11", "Se1", "Se2", "Se3", "Se4", "Se5")
@@ -51,7 +51,8 @@ def headers(real_data):
 @pytest.fixture(scope="module")
 def study(real_data, headers, tmp_path_factory):
     "Every series as dcm2niix left it, plus a sidecar with the times of the headers, read back."
-    folder, cines = tmp_path_factory.mktemp("study"), {}
+    folder = tmp_path_factory.mktemp("study")
+    cines = {}
     for name, head in headers.items():
         shutil.copy(real_data / "cmr_nifti" / "biv-me_dcm2niix" / f"{name}.nii.gz", folder)
         times = [float(d.TriggerTime) for d in head]
@@ -68,7 +69,10 @@ def study(real_data, headers, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stack(study):
     "The parallel series as one stack, sorted along the normal, with the mid slice's times."
-    normal = lambda c: np.cross(c.affine[:3, 0], c.affine[:3, 1]) / np.prod(c.spacing_mm[1:])
+
+    def normal(c):
+        return np.cross(c.affine[:3, 0], c.affine[:3, 1]) / np.prod(c.spacing_mm[1:])
+
     groups = [[k for k, c in study.items() if abs(normal(c) @ normal(d)) > 0.999] for d in study.values()]
     names = sorted(max(groups, key=len), key=lambda k: study[k].affine[:3, 3] @ normal(study["Se1"]))
     parts = [study[k] for k in names]
@@ -212,7 +216,8 @@ def test_any_start_of_the_cycle(study, name):
         ed_k, es_k = find_ed_es(rolled)
         assert es_k == (es + k) % 25
         assert min((ed_k - ed - k) % 25, (ed + k - ed_k) % 25) <= 1
-        heart, heart_k = find_heart(cine), find_heart(rolled)
+        heart = find_heart(cine)
+        heart_k = find_heart(rolled)
         assert np.hypot(heart.row - heart_k.row, heart.col - heart_k.col) < 1
 
 
@@ -237,7 +242,8 @@ def segmented_slice(folder):
     "The middle of the slices with a left cavity, and its label picture, aligned by the affines (the segmentation is shifted by 3 slices)."
     image, seg = (nib.load(folder / f"{n}sa_ED.nii.gz") for n in ("", "seg_"))
     shift = (np.linalg.inv(seg.affine) @ image.affine)[:3, 3].round().astype(int)
-    pixels, labels = np.asarray(image.dataobj)[..., 0], np.asarray(seg.dataobj)[..., 0]
+    pixels = np.asarray(image.dataobj)[..., 0]
+    labels = np.asarray(seg.dataobj)[..., 0]
     assert tuple(shift) == (0, 0, 3)
     labels = labels[:, :, 3 : 3 + pixels.shape[2]]
     held = np.flatnonzero((labels == 1).any((0, 1)))
@@ -254,7 +260,8 @@ def contract(picture, labels, pixel, n_frames=25, es=9):
     row, col = (v.mean() for v in np.nonzero(labels == 1))
     y, x = np.indices(picture.shape)
     near = np.exp(-((y - row) ** 2 + (x - col) ** 2) * (pixel / 35) ** 2)
-    frames, masks = [], []
+    frames = []
+    masks = []
     for t in range(n_frames):
         inward = 1 + 0.25 * (1 - np.cos(2 * np.pi * np.interp(t, [0, es, n_frames], [0, 0.5, 1]))) * near
         at = row + (y - row) * inward, col + (x - col) * inward

@@ -69,7 +69,8 @@ def test_lengths_rates_and_fifteen_leads(records):
 
 def test_one_ecg_at_two_rates(records):
     "The 100 Hz version of a recording becomes the 500 Hz one, as far as its makers' filter left it (every fifth sample agrees to 0.95)."
-    low, high = records["00001_lr"][1].signal_LT, records["HR00001"][1].signal_LT
+    low = records["00001_lr"][1].signal_LT
+    high = records["HR00001"][1].signal_LT
     for k in range(12):
         assert np.corrcoef(low[k], high[k])[0, 1] > 0.93, STANDARD_LEADS[k]
 
@@ -101,8 +102,10 @@ def test_irregular_and_ectopic(records):
 
 def annotated(real_data, name):
     "First five minutes of a MIT-BIH record: leads, rate, annotated beats, their symbols."
-    path, stop = str(real_data / "ecg_annotated" / name), 5 * 60 * 360
-    rec, ann = wfdb.rdrecord(path, sampto=stop), wfdb.rdann(path, "atr", sampto=stop)
+    path = str(real_data / "ecg_annotated" / name)
+    stop = 5 * 60 * 360
+    rec = wfdb.rdrecord(path, sampto=stop)
+    ann = wfdb.rdann(path, "atr", sampto=stop)
     pairs = [(s, k) for s, k in zip(ann.sample, ann.symbol) if k in BEAT_SYMBOLS]
     return rec.p_signal.T, rec.fs, np.array([s for s, _ in pairs]), np.array([k for _, k in pairs])
 
@@ -116,7 +119,9 @@ def test_r_peaks_against_annotations(real_data):
         se, ppv = score_r_peaks(r, truth, fs, 75)
         print(f"{name}: sensitivity {se:.4f}, PPV {ppv:.4f}, {len(truth)} beats")
         assert min(se, ppv) >= 0.99, (name, se, ppv)
-        pairs, beats, found = pairs + se * len(truth), beats + len(truth), found + len(r)
+        pairs = pairs + se * len(truth)
+        beats = beats + len(truth)
+        found = found + len(r)
     print(f"all: sensitivity {pairs / beats:.4f}, PPV {pairs / found:.4f}")
     assert min(pairs / beats, pairs / found) >= 0.995
 

@@ -9,9 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from ptacl.core import BadInput
 from ptacl.data.cine import find_ed_es, mid_slice
 from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, quiet_pydicom, read_ecg
-from ptacl.core import BadInput
 from ptacl.data.ukbb import PHENOTYPES, list_dicom_series, read_dicom_cine
 
 # SeriesNumber of each folder
@@ -78,7 +78,7 @@ def test_stack_against_dcm2niix(real_data, study, stack):
         here = cine.affine @ over
         assert np.abs(here[:3, :2] - theirs.affine[:3, :2]).max() < 1e-3
         # positions are rounded to 1e-3 in the headers, the distance is one number
-        assert np.abs((here @ [0, 0, z, 1] - theirs.affine @ [0, 0, 0, 1])).max() < 5e-3
+        assert np.abs(here @ [0, 0, z, 1] - theirs.affine @ [0, 0, 0, 1]).max() < 5e-3
     # Se2 is the middle slice
     assert cine.rr_ms == 829 and np.allclose(cine.trigger_time_ms, np.arange(25) * 33.16, atol=1e-3)
     ed, es = find_ed_es(mid_slice(cine))
@@ -86,7 +86,8 @@ def test_stack_against_dcm2niix(real_data, study, stack):
 
 
 def test_middle_slice_alone(study, stack):
-    of, alone = mid_slice(stack[0]), read_dicom_cine(study, "cine_trufi_retro", "sax", middle_only=True)[0]
+    of = mid_slice(stack[0])
+    alone = read_dicom_cine(study, "cine_trufi_retro", "sax", middle_only=True)[0]
     assert (
         np.array_equal(alone.frames_FZHW, of.frames_FZHW)
         and np.array_equal(alone.trigger_time_ms, of.trigger_time_ms)
@@ -193,10 +194,8 @@ def test_masks_align_by_affine(real_data, who):
     image, seg = (
         nib.load(real_data / "cmr_nifti" / "autofd_ukdhp" / who / f"{n}sa_ED.nii.gz") for n in ("", "seg_")
     )
-    pixels, labels = (
-        np.asarray(image.dataobj, dtype=float).reshape(image.shape[:3]),
-        np.asarray(seg.dataobj).reshape(seg.shape[:3]),
-    )
+    pixels = np.asarray(image.dataobj, dtype=float).reshape(image.shape[:3])
+    labels = np.asarray(seg.dataobj).reshape(seg.shape[:3])
     to_image = np.linalg.inv(image.affine) @ seg.affine
     assert np.abs(to_image - np.rint(to_image)).max() < 1e-3 and np.allclose(
         np.rint(to_image)[:3, 3], (0, 0, -3)
@@ -205,10 +204,12 @@ def test_masks_align_by_affine(real_data, who):
     def contrast(move):
         at = np.rint(nib.affines.apply_affine(move, np.argwhere(labels > 0))).astype(int)
         inside = ((at >= 0) & (at < pixels.shape)).all(1)
-        value, label = pixels[tuple(at[inside].T)], labels[labels > 0][inside]
+        value = pixels[tuple(at[inside].T)]
+        label = labels[labels > 0][inside]
         return np.median(value[label == 1]) / np.median(value[label == 2]), inside.mean()
 
-    (aligned, share), (by_index, _) = contrast(to_image), contrast(np.eye(4))
+    (aligned, share) = contrast(to_image)
+    (by_index, _) = contrast(np.eye(4))
     print(
         who,
         f"blood : muscle {aligned:.2f} aligned, {by_index:.2f} by index; {share:.0%} of the labels over the image",

@@ -6,10 +6,8 @@ import subprocess
 import sys
 import time
 
-import nbformat
 import pandas as pd
 import papermill
-import pytest
 
 from ptacl.data.cohort import check_cohort, read_cohort
 from ptacl.phantom.cohort import write_cohort

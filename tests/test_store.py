@@ -16,21 +16,20 @@ import pandas as pd
 import pytest
 import torch
 
-from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, samples_dir, seed_everything
 from ptacl.data.batches import draw_batch, load_data, load_pairs, stored_pairs
-from ptacl.studies.speed import sparse_store
+from ptacl.data.cohort import read_cohort
 from ptacl.data.store import (
     MEASURES,
     PrepareConfig,
     open_store,
     prepare_cohort,
     prepare_participant,
-    read_source,
     settings_of,
     store_fields,
 )
+from ptacl.studies.speed import sparse_store
 
 CFG = PrepareConfig(n_frames=8, crop_px=32, workers=1, shard_size=10)
 TRAIN = TrainConfig(
@@ -102,7 +101,10 @@ def killed(folder, workers: int, when) -> bool:
 def test_killed_and_resumed_is_the_same_store(store, tmp_path, workers):
     "SIGKILL after 3 and after 11 participants, and while shards are packed: what was there is used, nothing is half, and in the end every byte is as in one go."
     out = tmp_path / "store"
-    n_parts = lambda: len([p for p in out.glob("parts-*/*.npz") if not p.name.startswith(".")])
+
+    def n_parts():
+        return len([p for p in out.glob("parts-*/*.npz") if not p.name.startswith(".")])
+
     assert killed(out, workers, lambda: n_parts() >= 3)
     first = {p: p.stat().st_mtime_ns for p in out.glob("parts-*/[0-9a-f]*.npz")}
     assert len(first) >= 3
@@ -181,11 +183,17 @@ def test_disk_that_stays_full(cohort, tmp_path, monkeypatch):
         ecg=[f"e{k}" for k in range(80)],
         cine=[f"c{k}" for k in range(80)],
     )
-    everybody, written, save = replace(cohort, table=table), [], np.savez
-    different = lambda root, row, settings: (
-        item | dict(digest_D=np.resize(np.frombuffer((row["participant_id"] * 2).encode(), np.uint8), 32)),
-        [],
-    )
+    everybody = replace(cohort, table=table)
+    written = []
+    save = np.savez
+
+    def different(root, row, settings):
+        return (
+            item
+            | dict(digest_D=np.resize(np.frombuffer((row["participant_id"] * 2).encode(), np.uint8), 32)),
+            [],
+        )
+
     monkeypatch.setattr("ptacl.data.store.prepare_participant", different)
 
     def full_from(first, last):
@@ -287,7 +295,8 @@ def test_the_same_tensors_as_from_files(store, cohort):
     pairs, report = load_pairs(cohort, TRAIN, progress=False)
     stored = stored_pairs(store)
     for name, x in pairs.arrays().items():
-        a, b = np.asarray(x), np.asarray(getattr(stored, name))
+        a = np.asarray(x)
+        b = np.asarray(getattr(stored, name))
         assert a.dtype == b.dtype and np.array_equal(a, b), name
     pd.testing.assert_frame_equal(pairs.table, stored.table)
     assert report.values.tolist() == store.report.values.tolist()
@@ -327,7 +336,8 @@ def test_the_same_training_as_from_files(store, cohort):
             **how,
         ).model.state_dict()
 
-    whole, path = run(load_pairs(cohort, cfg, progress=False)[0]), store.root.parent / "last.ckpt"
+    whole = run(load_pairs(cohort, cfg, progress=False)[0])
+    path = store.root.parent / "last.ckpt"
     with pytest.raises(Killed):
         run(stored_pairs(store), checkpoint=path, on_log=kill)
     resumed = run(stored_pairs(open_store(store.root)), checkpoint=path)
@@ -390,7 +400,8 @@ def test_forty_thousand(tmp_path):
     for n in (1000, 40_000):
         sparse_store(tmp_path / str(n), n, settings)
         found[n] = measure(tmp_path / str(n))
-    large, small = found[40_000], found[1000]
+    large = found[40_000]
+    small = found[1000]
     print(found)
     assert large["n"] == 40_000 and large["first_cpu_s"] < 2
     # the table itself is 40 MB
@@ -429,7 +440,8 @@ def test_augmentation_on_the_gpu(store):
     )
     one, two = (augment(on_gpu, how, step_generator(0, 1, 1, "cuda")) for _ in range(2))
     assert all(torch.equal(one[k], two[k]) and one[k].device.type == "cuda" for k in one)
-    here, there = augment(batch, how, step_generator(0, 1, 1)), augment(on_gpu, how, step_generator(0, 1, 1))
+    here = augment(batch, how, step_generator(0, 1, 1))
+    there = augment(on_gpu, how, step_generator(0, 1, 1))
     assert all(torch.allclose(here[k].float(), there[k].cpu().float(), atol=1e-3) for k in here)
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 import yaml
 
-from ptacl.data.cine import mid_slice, read_cine, write_cine
-from ptacl.data.cohort import read_cohort
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.models.ptacl import Batch, count_parameters
-from ptacl.models.objective import objective
 from ptacl.data.batches import draw_batch, for_system, load_data, load_pairs
+from ptacl.data.cine import mid_slice, read_cine, write_cine
+from ptacl.data.cohort import read_cohort
 from ptacl.data.phase import CANONICAL_ES
-from ptacl.models.saved import from_pretrained, save_pretrained
 from ptacl.data.store import PrepareConfig, prepare_cohort
+from ptacl.models.objective import objective
+from ptacl.models.ptacl import Batch, count_parameters
+from ptacl.models.saved import from_pretrained, save_pretrained
 from ptacl.models.systems import SYSTEMS, build_system
 from ptacl.training.loop import (
     TrainState,
@@ -85,13 +85,13 @@ def test_same_seed_gives_the_same_weights(prepared, name):
 def test_eight_pairs_are_learned_by_heart(prepared, name):
     "A system that cannot overfit eight pairs is broken: chance is ln 8 = 2.08, or 1 for standardised phenotypes."
     # 2 s: a beat or two, a third of the work
-    cfg, pairs = config(name, lr=1e-3, ecg_keep=1.0, window_s=2.0), prepared[name].take(range(8))
+    cfg = config(name, lr=1e-3, ecg_keep=1.0, window_s=2.0)
+    pairs = prepared[name].take(range(8))
     seed_everything(cfg.seed)
-    model, fabric = fit_input_scaling(build_system(cfg), pairs), fabric_from_config(cfg)
-    state, batch = (
-        TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric),
-        Batch(**draw_batch(pairs, np.arange(8), 1000)),
-    )
+    model = fit_input_scaling(build_system(cfg), pairs)
+    fabric = fabric_from_config(cfg)
+    state = TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric)
+    batch = Batch(**draw_batch(pairs, np.arange(8), 1000))
     losses = [float(train_step(state, batch, cfg, 60, [""] * 8)["loss"]) for _ in range(60)]
     assert losses[-1] < losses[0] / 2, losses[::6]
 
@@ -110,7 +110,8 @@ def test_random_takes_no_step(prepared):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_weight_gets_a_gradient(prepared, name):
     "None is idle (several processes would wait for it), and the objective is a scalar."
-    cfg, pairs = config(name), prepared[name]
+    cfg = config(name)
+    pairs = prepared[name]
     model = fit_input_scaling(build_system(cfg), pairs)
     loss, parts = objective(
         model.train()(Batch(**draw_batch(pairs, np.arange(8), 2500))), model.temperature, cfg
@@ -131,7 +132,8 @@ def test_every_weight_gets_a_gradient(prepared, name):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_weights_come_back(prepared, name, tmp_path):
-    cfg, pairs = config(name), prepared[name]
+    cfg = config(name)
+    pairs = prepared[name]
     seed_everything(1)
     model = fit_input_scaling(build_system(cfg), pairs).eval()
     again, cfg_again = from_pretrained(save_pretrained(model, cfg, tmp_path))
@@ -147,9 +149,11 @@ def test_weights_come_back(prepared, name, tmp_path):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_participants_do_not_touch_each_other(prepared, name):
     "A participant's embedding is the same alone and in company: no batch statistics."
-    cfg, pairs = config(name), prepared[name]
+    cfg = config(name)
+    pairs = prepared[name]
     model = fit_input_scaling(build_system(cfg), pairs)
-    alone, company = embed_pairs(model, pairs.take([3]), cfg), embed_pairs(model, pairs.take([0, 3, 5]), cfg)
+    alone = embed_pairs(model, pairs.take([3]), cfg)
+    company = embed_pairs(model, pairs.take([0, 3, 5]), cfg)
     for field in ("ecg_BD", "cmr_BE", "cmr_BQE"):
         assert torch.allclose(getattr(alone, field)[0], getattr(company, field)[1], atol=1e-5)
 
@@ -157,7 +161,8 @@ def test_participants_do_not_touch_each_other(prepared, name):
 @pytest.mark.parametrize("name", ["mmcl", "dual_phase"])
 def test_starting_frame_does_not_matter(prepared, name):
     "Frames and phases rolled together: the same embeddings, bit for bit; frames alone: others."
-    cfg, pairs = config(name), prepared[name]
+    cfg = config(name)
+    pairs = prepared[name]
     model = fit_input_scaling(build_system(cfg), pairs).eval()
     batch = Batch(**draw_batch(pairs, np.arange(4), 2500))
     with torch.no_grad():
@@ -183,7 +188,10 @@ def test_end_of_systole_is_the_same_frame_on_both_maps():
         load_pairs(few, config("mmcl", n_frames=25, phase_map=m), progress=False)[0]
         for m in ("linear", "systole")
     )
-    distance = lambda phase_PF, es_P: np.abs((np.asarray(phase_PF) - es_P[:, None] + 0.5) % 1 - 0.5)
+
+    def distance(phase_PF, es_P):
+        return np.abs((np.asarray(phase_PF) - es_P[:, None] + 0.5) % 1 - 0.5)
+
     a = distance(linear.frame_phase_PF, linear.es_phase_P).argmin(1)
     b = distance(systole.frame_phase_PF, np.full(12, CANONICAL_ES)).argmin(1)
     assert systole.es_phase_P is None and (a == b).all()
@@ -191,14 +199,16 @@ def test_end_of_systole_is_the_same_frame_on_both_maps():
 
 def test_unknown_phenotypes_are_left_out(prepared):
     "Targets that are missing change nothing but their own part of the loss."
-    cfg, pairs = config("supervised"), prepared["supervised"]
+    cfg = config("supervised")
+    pairs = prepared["supervised"]
     model = fit_input_scaling(build_system(cfg), pairs).eval()
     batch = Batch(**draw_batch(pairs, np.arange(6), 2500))
     assert batch.cine_BFHW.shape[1] == 0  # no cine is read
     holes = batch.target_BY.clone()
     holes[::2, 1:] = float("nan")
     with torch.no_grad():
-        out, full = model(batch._replace(target_BY=holes)), model(batch)
+        out = model(batch._replace(target_BY=holes))
+        full = model(batch)
     error = (full.predicted_BY - full.target_BY).square()
     loss, parts = objective(out, model.temperature, cfg)
     assert parts["n_targets"] == 6 * 6 - 3 * 5

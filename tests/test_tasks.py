@@ -75,10 +75,8 @@ def test_blockwise_search_is_exact(n, width, k, blocks):
 def test_search_reads_a_memory_mapped_gallery(tmp_path):
     "A gallery that lies on the disk, read-only, gives the same list as one in memory."
     rng = np.random.default_rng(0)
-    gallery, query = (
-        rng.normal(size=(5000, 16)).astype(np.float32),
-        rng.normal(size=(20, 16)).astype(np.float32),
-    )
+    gallery = rng.normal(size=(5000, 16)).astype(np.float32)
+    query = rng.normal(size=(20, 16)).astype(np.float32)
     np.save(tmp_path / "gallery.npy", gallery)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     assert np.array_equal(
@@ -90,7 +88,8 @@ def test_search_reads_a_memory_mapped_gallery(tmp_path):
 def test_search_does_not_trust_fast_matrix_products():
     "With torch told to be fast and loose the list is still exact."
     rng = np.random.default_rng(1)
-    gallery, query = rng.normal(size=(3000, 32)), rng.normal(size=(30, 32))
+    gallery = rng.normal(size=(3000, 32))
+    query = rng.normal(size=(30, 32))
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
@@ -151,10 +150,8 @@ def test_faiss_is_called_as_documented(monkeypatch):
 @pytest.mark.cuda
 def test_search_on_a_gpu_is_exact():
     rng = np.random.default_rng(3)
-    gallery, query = (
-        rng.standard_normal((1_000_000, 64), dtype=np.float32),
-        rng.standard_normal((64, 64), dtype=np.float32),
-    )
+    gallery = rng.standard_normal((1_000_000, 64), dtype=np.float32)
+    query = rng.standard_normal((64, 64), dtype=np.float32)
     on_gpu, on_cpu = (search_gallery(query, gallery, 10, device=d).index_QK for d in ("cuda", "cpu"))
     assert np.array_equal(on_gpu, on_cpu)
 
@@ -165,7 +162,8 @@ def test_search_on_a_gpu_is_exact():
 def test_own_participant_is_never_found():
     "Perfect pairs and random phenotypes: finding oneself would be nDCG 1; without it retrieval is at chance."
     rng = np.random.default_rng(4)
-    z, y = rng.normal(size=(300, 8)), pd.DataFrame({"lvef": rng.normal(60, 6, 300)})
+    z = rng.normal(size=(300, 8))
+    y = pd.DataFrame({"lvef": rng.normal(60, 6, 300)})
     table = similar_by_participant(z, z, y, 5).groupby("metric")[["value", "chance"]].mean()
     assert abs(table.value[NDCG] - table.chance[NDCG]) < 0.05 and table.value[PRECISION] < 0.05
 
@@ -229,10 +227,8 @@ def test_probes_never_read_the_test_targets():
     table = condition_probe(ecg[:100], labels[:100], ecg[100:], labels[100:], min_cases=5, n_boot=20)
     has = labels[100:].notna().to_numpy()
     for name in labels:
-        truth, own = (
-            labels[name][100:][has[:, list(labels).index(name)]],
-            p[name][has[:, list(labels).index(name)]],
-        )
+        truth = labels[name][100:][has[:, list(labels).index(name)]]
+        own = p[name][has[:, list(labels).index(name)]]
         row = table[table.condition == name].set_index("metric").value
         assert np.isclose(row["AUROC"], roc_auc_score(truth, own)) and np.isclose(
             row["AUPRC"], average_precision_score(truth, own)

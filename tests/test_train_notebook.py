@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ptacl.data.cine import cine_from_array
 from ptacl.config import TrainConfig, load_config
+from ptacl.data.cine import cine_from_array
 from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
-from ptacl.use.embed import ECGEncoder
 from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
+from ptacl.use.embed import ECGEncoder
 
 
 @dataclass
@@ -114,10 +114,8 @@ def test_run_folder_is_complete(trained):
     assert json.loads((trained.folder / "environment.json").read_text())["torch"]
     metrics = json.loads((trained.folder / "metrics.json").read_text())
     assert metrics["gallery"] == metrics["test"] == 16 and metrics["train"] == 48
-    probe, retrieval = (
-        pd.read_csv(trained.folder / "probe.tsv", sep="\t"),
-        pd.read_csv(trained.folder / "retrieval.tsv", sep="\t"),
-    )
+    probe = pd.read_csv(trained.folder / "probe.tsv", sep="\t")
+    retrieval = pd.read_csv(trained.folder / "retrieval.tsv", sep="\t")
     assert (
         (probe.low <= probe.value).all() and (probe.value <= probe.high).all() and probe.chance.notna().all()
     )
@@ -210,7 +208,8 @@ def test_one_ecg_at_two_rates_is_one_ecg(trained, real_data):
     sim = (z := embed_ecgs(model, cfg, [read_ecg(p) for p in paths])) @ z.T
     np.fill_diagonal(sim, -2)
     names = [p.stem for p in paths]
-    high, low = names.index("HR00001"), names.index("00001_lr")
+    high = names.index("HR00001")
+    low = names.index("00001_lr")
     assert names[sim[high].argmax()] == "00001_lr" and names[sim[low].argmax()] == "HR00001"
 
 

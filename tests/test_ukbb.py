@@ -15,9 +15,9 @@ import pytest
 import ukbb_files as write
 from pydicom.uid import JPEG2000
 
+from ptacl.core import BadInput, sample_path
 from ptacl.data.beats import find_r_peaks
 from ptacl.data.cine import mid_slice, read_cine, write_cine
-from ptacl.core import BadInput, sample_path
 from ptacl.data.ecg import STANDARD_LEADS, ecg_from_dicom, einthoven_error_mv, quiet_pydicom, read_ecg
 from ptacl.data.ukbb import (
     PHENOTYPES,
@@ -122,7 +122,10 @@ def test_ecg_comes_back(ecg, beats_ms, tmp_path, how):
 @pytest.mark.parametrize("tag", write.MEASUREMENTS)
 def test_ecg_empty_measurement(ecg, tmp_path, tag):
     "Each measurement may be empty or absent, and all others stay."
-    all_of = lambda d: {k: v for k, v in vars(d).items() if isinstance(v, float)}
+
+    def all_of(d):
+        return {k: v for k, v in vars(d).items() if isinstance(v, float)}
+
     whole = all_of(read_ukbb_ecg(write.ecg_xml(tmp_path / "1_20205_2_0.xml", ecg))[1])
     empty = all_of(read_ukbb_ecg(write.ecg_xml(tmp_path / "1_20205_2_0.xml", ecg, empty=(tag,)))[1])
     absent = all_of(
@@ -259,7 +262,8 @@ def test_stack_comes_back(cine, zip_path):
     assert np.array_equal(mid_slice(got).frames_FZHW[:, 0], parts(cine, 3))
     for z, k in enumerate(by_depth):
         d = study.slices[k].images[0]
-        place, o = np.array(d.ImagePositionPatient, float), np.array(d.ImageOrientationPatient, float)
+        place = np.array(d.ImagePositionPatient, float)
+        o = np.array(d.ImageOrientationPatient, float)
         for row, col in ((0, 0), (3, 0), (0, 5)):
             lps = place + row * float(d.PixelSpacing[0]) * o[3:] + col * float(d.PixelSpacing[1]) * o[:3]
             assert np.allclose((got.affine @ [col, row, z, 1])[:3], lps * [-1, -1, 1], atol=1e-4)
@@ -325,7 +329,8 @@ def test_all_slices_in_one_series(cine, zip_path):
     study = write.short_axis(cine, names=["CINE_segmented_SAX"] * 5, rr=[850.0] * 5)
     for s in study.slices:
         for d in s.images:
-            d.SeriesInstanceUID, d.SeriesNumber = "1.2.3", 4
+            d.SeriesInstanceUID = "1.2.3"
+            d.SeriesNumber = 4
     assert np.array_equal(
         read_ukbb_cine(study.write(zip_path), "sax")[0].frames_FZHW,
         read_ukbb_cine(write.short_axis(cine, rr=[850.0] * 5).write(zip_path), "sax")[0].frames_FZHW,
@@ -408,10 +413,8 @@ def test_middle_slice_alone(cine, zip_path, spoil):
     study = write.short_axis(cine)
     spoil(study)
     study.write(zip_path)
-    (whole, _), (alone, _) = (
-        read_ukbb_cine(zip_path, "sax"),
-        read_ukbb_cine(zip_path, "sax", middle_only=True),
-    )
+    (whole, _) = read_ukbb_cine(zip_path, "sax")
+    (alone, _) = read_ukbb_cine(zip_path, "sax", middle_only=True)
     of = mid_slice(whole)
     assert (
         np.array_equal(alone.frames_FZHW, of.frames_FZHW)
@@ -450,7 +453,8 @@ def test_single_slice_keeps_its_times(cine, zip_path):
 def test_pictures_of_other_sizes(cine, zip_path):
     "More rows or fewer columns around the same heart: the pixels of the middle slice, unchanged where both are."
     whole, _ = read_ukbb_cine(write.short_axis(cine).write(zip_path), "sax")
-    study, (dy, dx) = write.short_axis(cine), cine.spacing_mm[1:]
+    study = write.short_axis(cine)
+    (dy, dx) = cine.spacing_mm[1:]
     n = len(study.slices)
     study.slices = [
         s for s in study.slices if s.name not in ("CINE_segmented_SAX_b1", "CINE_segmented_SAX_b5")
@@ -484,10 +488,13 @@ def test_pictures_of_other_sizes(cine, zip_path):
 def test_pixels_of_another_size(cine, zip_path):
     "A slice with twice the resolution is brought to that of the others, at its place."
     whole, _ = read_ukbb_cine(write.short_axis(cine).write(zip_path), "sax")
-    study, (dy, dx) = write.short_axis(cine), cine.spacing_mm[1:]
+    study = write.short_axis(cine)
+    (dy, dx) = cine.spacing_mm[1:]
     for d in study.of("CINE_segmented_SAX_b5").images:
         a = np.kron(d.pixel_array, np.ones((2, 2), "u2"))
-        d.PixelData, (d.Rows, d.Columns), d.PixelSpacing = a.tobytes(), a.shape, [dy / 2, dx / 2]
+        d.PixelData = a.tobytes()
+        (d.Rows, d.Columns) = a.shape
+        d.PixelSpacing = [dy / 2, dx / 2]
         d.ImagePositionPatient = [
             float(p) - dy / 4 * v - dx / 4 * u
             for p, u, v in zip(d.ImagePositionPatient, study.across, study.down)
@@ -502,7 +509,8 @@ def test_twice_the_same_frame(cine, zip_path):
     study = write.short_axis(cine)
     images = study.of("CINE_segmented_SAX_b2").images
     images.append(images[4].copy())
-    images[-1].SOPInstanceUID, images[-1].InstanceNumber = "1.2.3.4", 99
+    images[-1].SOPInstanceUID = "1.2.3.4"
+    images[-1].InstanceNumber = 99
     got, notes = read_ukbb_cine(study.write(zip_path), "sax")
     assert got.frames_FZHW.shape[0] == 25 and notes == [
         "CINE_segmented_SAX_b2: 1 images with a trigger time that another has; the last of each is used"
@@ -511,10 +519,8 @@ def test_twice_the_same_frame(cine, zip_path):
 
 def test_folder_is_like_a_zip(cine, zip_path, tmp_path):
     study = write.short_axis(cine)
-    a, b = (
-        read_ukbb_cine(study.write(zip_path), "sax")[0],
-        read_ukbb_cine(study.folder(tmp_path / "study"), "sax")[0],
-    )
+    a = read_ukbb_cine(study.write(zip_path), "sax")[0]
+    b = read_ukbb_cine(study.folder(tmp_path / "study"), "sax")[0]
     assert np.array_equal(a.frames_FZHW, b.frames_FZHW) and np.array_equal(a.affine, b.affine)
     table = list_dicom_series(tmp_path / "study")
     assert (
@@ -542,8 +548,10 @@ def cut(d):
 
 
 def jpeg(d):
-    d.file_meta.TransferSyntaxUID, d.PixelData = JPEG2000, pydicom.encaps.encapsulate([b"no picture"])
-    d["PixelData"].VR, d["PixelData"].is_undefined_length = "OB", True
+    d.file_meta.TransferSyntaxUID = JPEG2000
+    d.PixelData = pydicom.encaps.encapsulate([b"no picture"])
+    d["PixelData"].VR = "OB"
+    d["PixelData"].is_undefined_length = True
 
 
 SPOILT_STUDIES = {
@@ -607,7 +615,8 @@ def zipped(files):
 
 @pytest.mark.parametrize("kind", SPOILT_STUDIES)
 def test_spoilt_study(cine, zip_path, kind):
-    study, (change, words) = few(cine), SPOILT_STUDIES[kind]
+    study = few(cine)
+    (change, words) = SPOILT_STUDIES[kind]
     change(study)
     e = refuse(lambda p: read_ukbb_cine(p, "sax"), study.write(zip_path), words)
     assert not any(s in str(e) for s in write.SECRETS)
@@ -768,11 +777,9 @@ def test_nothing_personal(ecg, cine, tmp_path, caplog, capfd):
     "Names, birth dates, identifiers and private tags are in no result, file, message, warning, log or print, whatever is wrong with the files."
     caplog.set_level(logging.DEBUG)
     (tmp_path / "in").mkdir(), (tmp_path / "out").mkdir()
-    xml, zip_path, dcm = (
-        tmp_path / "in" / "1000001_20205_2_0.xml",
-        tmp_path / "in" / "1000001_20209_2_0.zip",
-        tmp_path / "in" / "a.dcm",
-    )
+    xml = tmp_path / "in" / "1000001_20205_2_0.xml"
+    zip_path = tmp_path / "in" / "1000001_20209_2_0.zip"
+    dcm = tmp_path / "in" / "a.dcm"
     texts = []
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

@@ -88,10 +88,13 @@ def ecg_xml(
     "An ECG as field 20205 has it. `empty`: measurements without a value; `change`: a last word on the whole text."
     names = [SPELLINGS[spelling][i] for i in order]
     signal = ecg.signal_LT[list(order)]
-    head = lambda n: (
-        f'<SampleRate units="Hz">{ecg.fs:g}</SampleRate>\n<ChannelSampleCountTotal>{n}</ChannelSampleCountTotal>\n'
-        f'<Resolution units="uVperLsb">{step_uv:g}</Resolution>\n'
-    )
+
+    def head(n):
+        return (
+            f'<SampleRate units="Hz">{ecg.fs:g}</SampleRate>\n<ChannelSampleCountTotal>{n}</ChannelSampleCountTotal>\n'
+            f'<Resolution units="uVperLsb">{step_uv:g}</Resolution>\n'
+        )
+
     beats = "\n".join(
         f'<Time units="ms">{t:.6f}</Time>\n<BeatClass>{"dominant" if k % 5 else "ventricular"}</BeatClass>'
         for k, t in enumerate(r_times_ms, 1)
@@ -150,7 +153,9 @@ class CineStudy:
     def __init__(self, across=(0.0, 1.0, 0.0), down=(0.0, 0.0, -1.0), origin=(12.0, -80.0, 95.0)):
         self.across, self.down, self.origin = (np.array(v, float) for v in (across, down, origin))
         self.normal = np.cross(self.across, self.down)
-        self.slices, self.manifest, self.extra = [], "csv", {}
+        self.slices = []
+        self.manifest = "csv"
+        self.extra = {}
 
     def slice(
         self,
@@ -174,48 +179,42 @@ class CineStudy:
         for k, picture in enumerate(np.asarray(frames_FHW)):
             d = pydicom.Dataset()
             d.file_meta = pydicom.dataset.FileMetaDataset()
-            d.file_meta.TransferSyntaxUID, d.SOPClassUID, d.SOPInstanceUID = (
-                ExplicitVRLittleEndian,
-                MRImageStorage,
-                f"{PERSON['uid']}.{series}.{k + 1}",
-            )
-            d.PatientName, d.PatientID, d.PatientBirthDate, d.PatientSex = (
-                f"{PERSON['name']}^{PERSON['first']}",
-                PERSON["pid"],
-                PERSON["birth"],
-                "F",
-            )
-            d.InstitutionName, d.OperatorsName, d.AccessionNumber, d.ImageComments = (
-                PERSON["institution"],
-                PERSON["operator"],
-                PERSON["accession"],
-                PERSON["comment"],
-            )
+            d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            d.SOPClassUID = MRImageStorage
+            d.SOPInstanceUID = f"{PERSON['uid']}.{series}.{k + 1}"
+            d.PatientName = f"{PERSON['name']}^{PERSON['first']}"
+            d.PatientID = PERSON["pid"]
+            d.PatientBirthDate = PERSON["birth"]
+            d.PatientSex = "F"
+            d.InstitutionName = PERSON["institution"]
+            d.OperatorsName = PERSON["operator"]
+            d.AccessionNumber = PERSON["accession"]
+            d.ImageComments = PERSON["comment"]
             d.private_block(0x0029, "SECRET", create=True).add_new(1, "LO", PERSON["private"])
-            d.StudyInstanceUID, d.SeriesInstanceUID = f"{PERSON['uid']}.0", f"{PERSON['uid']}.1.{series}"
-            d.SeriesDescription, d.SeriesNumber, d.InstanceNumber, d.Modality = name, series, k + 1, "MR"
+            d.StudyInstanceUID = f"{PERSON['uid']}.0"
+            d.SeriesInstanceUID = f"{PERSON['uid']}.1.{series}"
+            d.SeriesDescription = name
+            d.SeriesNumber = series
+            d.InstanceNumber = k + 1
+            d.Modality = "MR"
             place = self.origin + depth_mm * self.normal + start[0] * self.down + start[1] * self.across
-            d.ImagePositionPatient, d.ImageOrientationPatient = (
-                [f"{v:.6f}" for v in place],
-                [f"{v:.6f}" for v in (*across, *down)],
-            )
+            d.ImagePositionPatient = [f"{v:.6f}" for v in place]
+            d.ImageOrientationPatient = [f"{v:.6f}" for v in (*across, *down)]
             # runs the wrong way
-            d.PixelSpacing, d.SliceThickness, d.SliceLocation = list(pixel_mm), thickness, f"{-depth_mm:.4f}"
-            d.TriggerTime, d.NominalInterval, d.CardiacNumberOfImages = (
-                f"{k * rr_ms / n:.6f}",
-                int(rr_ms),
-                n if n_frames is None else n_frames,
-            )
+            d.PixelSpacing = list(pixel_mm)
+            d.SliceThickness = thickness
+            d.SliceLocation = f"{-depth_mm:.4f}"
+            d.TriggerTime = f"{k * rr_ms / n:.6f}"
+            d.NominalInterval = int(rr_ms)
+            d.CardiacNumberOfImages = n if n_frames is None else n_frames
             d.RepetitionTime = 34
             d.Rows, d.Columns = picture.shape
-            (
-                d.BitsAllocated,
-                d.BitsStored,
-                d.HighBit,
-                d.PixelRepresentation,
-                d.SamplesPerPixel,
-                d.PhotometricInterpretation,
-            ) = 16, 12, 11, 0, 1, "MONOCHROME2"
+            d.BitsAllocated = 16
+            d.BitsStored = 12
+            d.HighBit = 11
+            d.PixelRepresentation = 0
+            d.SamplesPerPixel = 1
+            d.PhotometricInterpretation = "MONOCHROME2"
             d.PixelData = np.rint(picture).astype("<u2").tobytes()
             out.images.append(d)
         self.slices.append(out)
@@ -227,7 +226,8 @@ class CineStudy:
 
     def files(self) -> dict[str, bytes]:
         "Name -> bytes, in an order that says nothing; with a manifest whose dates hold a comma."
-        files, rows = {}, []
+        files = {}
+        rows = []
         for s in self.slices:
             for k, d in enumerate(s.images):
                 out = io.BytesIO()

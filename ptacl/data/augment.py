@@ -36,7 +36,6 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from ..config import TrainConfig
-from .ecg import STANDARD_LEADS
 
 
 # %% ../../nbs/data/80_augment.ipynb #03e5df7d
@@ -63,7 +62,9 @@ class BatchGenerator:
         rows: range,  # which rows of the batch
         device: torch.device | str = "cpu",  # where it draws
     ) -> None:  # nothing
-        self.device, self.first, self.n = torch.device(device), rows.start % _BLOCK, len(rows)
+        self.device = torch.device(device)
+        self.first = rows.start % _BLOCK
+        self.n = len(rows)
         words = [
             np.random.SeedSequence((seed, step, use, 1, b)).generate_state(1, np.uint64)[0]
             for b in range(rows.start // _BLOCK, -(-rows.stop // _BLOCK))
@@ -241,8 +242,12 @@ def shift_cine(
         (B, 2),
         generator,
     ).to(cine_BFHW.device)
-    at = lambda n, k: (torch.arange(n, device=cine_BFHW.device) - by_B2[:, k : k + 1]).clamp(0, n - 1)
-    rows_BH, cols_BW = at(H, 0), at(W, 1)
+
+    def at(n, k):
+        return (torch.arange(n, device=cine_BFHW.device) - by_B2[:, k : k + 1]).clamp(0, n - 1)
+
+    rows_BH = at(H, 0)
+    cols_BW = at(W, 1)
     return cine_BFHW.gather(2, rows_BH[:, None, :, None].expand(B, F, H, W)).gather(
         3, cols_BW[:, None, None].expand(B, F, H, W)
     )
@@ -262,7 +267,9 @@ def turn_and_zoom(
     B, _, H, W = cine_BFHW.shape
     angle_B = uniform((B,), -math.radians(turn_deg), math.radians(turn_deg), generator, cine_BFHW)
     size_B = torch.exp(uniform((B,), -zoom, zoom, generator, cine_BFHW))
-    c_B, s_B, none_B = torch.cos(angle_B) / size_B, torch.sin(angle_B) / size_B, torch.zeros_like(angle_B)
+    c_B = torch.cos(angle_B) / size_B
+    s_B = torch.sin(angle_B) / size_B
+    none_B = torch.zeros_like(angle_B)
     # from -1 to 1 over W and H
     to_B23 = torch.stack([c_B, -s_B * H / W, none_B, s_B * W / H, c_B, none_B], dim=1).view(B, 2, 3)
     grid_BHW2 = affine_grid(to_B23, (B, 1, H, W), align_corners=False)
@@ -279,7 +286,10 @@ def change_intensity(
     "Change contrast and brightness of each cine."
     if not strength:
         return cine_BFHW
-    draw = lambda most: uniform((len(cine_BFHW), 1, 1, 1), -most, most, generator, cine_BFHW)
+
+    def draw(most):
+        return uniform((len(cine_BFHW), 1, 1, 1), -most, most, generator, cine_BFHW)
+
     return ((cine_BFHW - 0.5) * (1 + draw(strength)) + 0.5 + draw(strength / 2)).clamp(0, 1)
 
 
@@ -382,7 +392,8 @@ def augment(
 ) -> dict[str, Tensor]:  # the same fields, changed; what goes in is not
     "Augment a batch."
     out = dict(fields)
-    ecg, ok = out["signal_BLT"], out["lead_ok_BL"]
+    ecg = out["signal_BLT"]
+    ok = out["lead_ok_BL"]
     ecg = phase_noise(rescale_ecg(ecg, how.ecg_scale, generator), how.ecg_phase_noise, generator)
     ecg = add_noise(
         add_mains(ecg, ok, how.mains_mv, generator, mains_hz=how.mains_hz, fs=how.fs),

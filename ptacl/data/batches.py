@@ -74,7 +74,10 @@ class Pairs:
         "Some of the participants."
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-        part = lambda x: x.take(rows) if isinstance(x, Column) else x[rows]
+
+        def part(x):
+            return x.take(rows) if isinstance(x, Column) else x[rows]
+
         return replace(
             self,
             **{n: part(x) for n, x in self.arrays().items()},
@@ -158,10 +161,8 @@ def load_pairs(
     # the prepared pairs, and the quality report: who was left out and why, and warnings
 ) -> tuple[Pairs, pd.DataFrame]:
     "Read and prepare every participant who has the wanted recordings."
-    table, settings = (
-        cohort.table[(cohort.table[list(wanted)] != "").all(axis=1)].reset_index(drop=True),
-        settings_of(cfg),
-    )
+    table = cohort.table[(cohort.table[list(wanted)] != "").all(axis=1)].reset_index(drop=True)
+    settings = settings_of(cfg)
     jobs = (
         delayed(prepare_participant)(cohort.root, row, settings, wanted)
         for row in table[["participant_id", "ecg", "cine"]].to_dict("records")
@@ -175,7 +176,8 @@ def load_pairs(
         unit="participant",
         disable=not progress,
     )
-    rows, items = [], {}
+    rows = []
+    items = {}
     for i, (item, found) in enumerate(done):
         rows += found
         if item is not None:
@@ -188,7 +190,8 @@ def load_pairs(
             {m: kept[m].tolist() for m in MODALITIES},
         )
         twins = [r for r in twins if r["modality"] in wanted]
-        rows, bad = rows + twins, {r["participant_id"] for r in twins}
+        rows = rows + twins
+        bad = {r["participant_id"] for r in twins}
         items = {i: x for i, x in items.items() if table.participant_id[i] not in bad}
     report = pd.concat([cohort.report, pd.DataFrame(rows, columns=REPORT_COLUMNS)], ignore_index=True)
     if not items:
@@ -253,7 +256,8 @@ def draw_batch(
 ) -> dict[str, torch.Tensor]:  # the fields of a model's `Batch`
     "Cut windows and collect the tensors of a batch."
     # 0 = cines alone
-    rows, n_window = np.asarray(rows), n_window if pairs.signal_PLT.shape[-1] else 0
+    rows = np.asarray(rows)
+    n_window = n_window if pairs.signal_PLT.shape[-1] else 0
     start_B = window_starts(
         torch.from_numpy(_gather(pairs.n_samples_P, rows).astype(np.int64)), n_window, generator
     ).numpy()
@@ -316,13 +320,11 @@ class StepBatches(Dataset):
         n_steps: int,  # steps of the run
     ) -> None:  # nothing
         super().__init__()
-        self.pairs, self.batch_size, self.n_window, self.seed, self.n_steps = (
-            pairs,
-            min(batch_size, len(pairs)),
-            n_window,
-            seed,
-            n_steps,
-        )
+        self.pairs = pairs
+        self.batch_size = min(batch_size, len(pairs))
+        self.n_window = n_window
+        self.seed = seed
+        self.n_steps = n_steps
 
     def __len__(self) -> int:  # steps
         return self.n_steps

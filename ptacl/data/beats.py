@@ -88,7 +88,9 @@ def _beat_places(x_LT: np.ndarray, fs: float) -> np.ndarray:
 
 def _align(x_LT: np.ndarray, fs: float, places: np.ndarray) -> np.ndarray:
     "R peaks: every window of the magnitude shifted on to the median window."
-    m_T, half, reach = _magnitude(_bandpass(x_LT, fs, 1, 40)), round(0.08 * fs), round(0.05 * fs)
+    m_T = _magnitude(_bandpass(x_LT, fs, 1, 40))
+    half = round(0.08 * fs)
+    reach = round(0.05 * fs)
     r_K = np.array(
         [max(0, p - half) + m_T[max(0, p - half) : p + half + 1].argmax() for p in places], np.int64
     )
@@ -139,11 +141,16 @@ def score_r_peaks(
     tolerance_ms: float,  # largest distance of a pair, ms
 ) -> tuple[float, float]:  # sensitivity, PPV; not-a-number for a share of nothing
     "Sensitivity and positive predictive value of R peaks against annotated beats."
-    reach, i, j, pairs = tolerance_ms * fs / 1000, 0, 0, 0
+    reach = tolerance_ms * fs / 1000
+    i = 0
+    j = 0
+    pairs = 0
     while i < len(found) and j < len(truth):
         gap = found[i] - truth[j]
         if abs(gap) <= reach:
-            i, j, pairs = i + 1, j + 1, pairs + 1
+            i = i + 1
+            j = j + 1
+            pairs = pairs + 1
         elif gap < 0:
             i += 1
         else:
@@ -156,7 +163,8 @@ def score_r_peaks(
 # %% ../../nbs/data/20_beats.ipynb #7a35df02
 def _likeness(x_LT: np.ndarray, fs: float, r_peaks: np.ndarray) -> np.ndarray:
     "Cosine between each QRS and the dominant one, best of small shifts, over the samples inside the strip, (K,)."
-    half, slack = round(0.08 * fs), max(1, round(0.02 * fs))
+    half = round(0.08 * fs)
+    slack = max(1, round(0.02 * fs))
     pad = half + slack
     y_LT = np.pad(_bandpass(x_LT, fs, 1, 40), ((0, 0), (pad, pad)))
     inside_T = np.pad(np.ones(x_LT.shape[1]), pad)
@@ -172,7 +180,8 @@ def _likeness(x_LT: np.ndarray, fs: float, r_peaks: np.ndarray) -> np.ndarray:
     dominant_LT = some[alike[alike.sum(1).argmax()]].mean(0).reshape(len(x_LT), -1)
     best_K = np.full(len(r_peaks), -1.0)
     for shift in range(-slack, slack + 1, max(1, slack // 4)):
-        qrs_KLT, inside_KT = cut(y_LT, shift), cut(inside_T, shift)
+        qrs_KLT = cut(y_LT, shift)
+        inside_KT = cut(inside_T, shift)
         size = np.sqrt((qrs_KLT**2).sum((1, 2)) * (inside_KT @ (dominant_LT**2).sum(0)))
         best_K = np.maximum(best_K, (qrs_KLT * dominant_LT).sum((1, 2)) / np.maximum(size, 1e-12))
     return best_K
@@ -245,7 +254,8 @@ def find_t_ends(
     # end of T of each beat, sample index, float64, (K,); not-a-number = not measured
 ) -> np.ndarray:
     "End of the T wave of each beat, from the median beat and the rate."
-    x_LT, r_peaks = _good_leads(signal_LT, lead_ok_L), np.asarray(r_peaks)
+    x_LT = _good_leads(signal_LT, lead_ok_L)
+    r_peaks = np.asarray(r_peaks)
     none_K = np.full(len(r_peaks), np.nan)
     keep = np.flatnonzero(~is_ectopic_K[:-1] & ~is_ectopic_K[1:])
     if len(keep) == 0:
@@ -254,7 +264,8 @@ def find_t_ends(
     rr = np.median(rr_K[keep])
     root = np.sqrt(rr / fs)
     beat_KLT, median_LT = _median_beat(x_LT, fs, r_peaks, keep, rr / fs)
-    start, stop = int(0.16 * root * fs), min(int(0.52 * root * fs), median_LT.shape[1] - 1)
+    start = int(0.16 * root * fs)
+    stop = min(int(0.52 * root * fs), median_LT.shape[1] - 1)
     if stop - start < 0.02 * fs:
         return none_K
     lead_L = np.linalg.svd(median_LT[:, start:stop], full_matrices=False)[0][:, 0]

@@ -99,7 +99,8 @@ def _check_frames(frames, source):
 def _check_times(trigger_time_ms, rr_ms, n_frames, source):
     "Trigger times as float64 (F,) and RR as float; complains about count, order and range."
     try:
-        t, rr = np.array(trigger_time_ms, dtype=np.float64), float(rr_ms)
+        t = np.array(trigger_time_ms, dtype=np.float64)
+        rr = float(rr_ms)
     except (TypeError, ValueError):
         raise BadInput(
             source,
@@ -213,7 +214,8 @@ def _unpack(path):
 def _quiet_nibabel() -> Iterator[None]:  # a context
     "Nothing on the screen from nibabel's own log: what is wrong with a file is an error of ours, once, or of no consequence."
     logger = nib.imageglobals.logger
-    was, logger.disabled = logger.disabled, True
+    was = logger.disabled
+    logger.disabled = True
     try:
         yield
     finally:
@@ -340,9 +342,12 @@ def write_cine(
         raise BadInput(path, f"suffix is {path.suffix!r}", "Name it .nii or .nii.gz.")
     if dtype not in ("uint8", "int16"):
         raise BadInput(path, f"dtype is {dtype!r}", "Use uint8 or int16.")
-    a_xyzt, info = cine.frames_FZHW.transpose(3, 2, 1, 0), np.iinfo(dtype)
-    lo, hi = float(a_xyzt.min()), float(a_xyzt.max())
-    slope, inter = 1.0, 0.0
+    a_xyzt = cine.frames_FZHW.transpose(3, 2, 1, 0)
+    info = np.iinfo(dtype)
+    lo = float(a_xyzt.min())
+    hi = float(a_xyzt.max())
+    slope = 1.0
+    inter = 0.0
     if lo < info.min or hi > info.max or (a_xyzt != np.rint(a_xyzt)).any():
         slope = (hi - lo) / (info.max - info.min) or 1.0
         inter = lo - slope * info.min
@@ -420,23 +425,30 @@ def find_heart(
     "Find the ventricles from their motion."
     power_ZHW = motion_map(cine)
     power_ZHW = np.minimum(power_ZHW, np.percentile(power_ZHW, 99.5)) ** 2
-    p, (_, dy, dx) = power_ZHW.sum(0).astype(np.float64), cine.spacing_mm
+    p = power_ZHW.sum(0).astype(np.float64)
+    (_, dy, dx) = cine.spacing_mm
     if p.max() <= 1e-10 * max(1.0, float(np.abs(cine.frames_FZHW).max()) ** 2):
         raise BadInput(
             cine.source,
             "nothing moves in this cine, so the heart cannot be found",
             "Check that the frames differ, or crop around a `heart` that you give.",
         )
-    y, x = np.arange(p.shape[0]) * dy, np.arange(p.shape[1]) * dx
-    bell = lambda v: np.exp(-0.5 * ((v - v.mean()) / (0.35 * (np.ptp(v) + v[1]))) ** 2)
+    y = np.arange(p.shape[0]) * dy
+    x = np.arange(p.shape[1]) * dx
+
+    def bell(v):
+        return np.exp(-0.5 * ((v - v.mean()) / (0.35 * (np.ptp(v) + v[1]))) ** 2)
+
     damped = p * bell(y)[:, None] * bell(x)
     lump = ndimage.gaussian_filter(damped, (18 / dy, 18 / dx), mode="constant", truncate=3)
     i, j = np.unravel_index(lump.argmax(), lump.shape)
-    row, col = y[i], x[j]
+    row = y[i]
+    col = x[j]
     for _ in range(10):
         d2 = (y[:, None] - row) ** 2 + (x - col) ** 2
         w = damped * np.exp(-0.5 * d2 / 30**2)
-        row, col = (w.sum(1) @ y) / w.sum(), (w.sum(0) @ x) / w.sum()
+        row = (w.sum(1) @ y) / w.sum()
+        col = (w.sum(0) @ x) / w.sum()
     d2 = (y[:, None] - row) ** 2 + (x - col) ** 2
     radius = np.sqrt(2 * (w * d2).sum() / w.sum())
     inside = d2 <= radius**2
@@ -466,16 +478,19 @@ def crop_heart(
             "crop", f"size_px is {size_px}, pixel_mm {pixel_mm}", "Use at least 8 pixels of 0.1 to 20 mm."
         )
     heart = find_heart(cine) if heart is None else heart
-    (*_, n_rows, n_cols), (dz, dy, dx) = cine.frames_FZHW.shape, cine.spacing_mm
+    (*_, n_rows, n_cols) = cine.frames_FZHW.shape
+    (dz, dy, dx) = cine.spacing_mm
     rows = _resampling_matrix(n_rows, heart.row, pixel_mm / dy, size_px)
     cols = _resampling_matrix(n_cols, heart.col, pixel_mm / dx, size_px)
     ys, xs = (
         slice(*np.flatnonzero(m.any(0))[[0, -1]] + [0, 1]) if m.any() else slice(0, 1) for m in (rows, cols)
     )
     frames_FZHW = rows[:, ys] @ (cine.frames_FZHW[..., ys, xs] @ cols[:, xs].T)
-    half, affine = (size_px - 1) / 2, cine.affine
+    half = (size_px - 1) / 2
+    affine = cine.affine
     if affine is not None:
-        sy, sx = pixel_mm / dy, pixel_mm / dx
+        sy = pixel_mm / dy
+        sx = pixel_mm / dx
         affine = affine @ np.array(
             [
                 [sx, 0, 0, heart.col - half * sx],
@@ -529,8 +544,10 @@ def _otsu(values, bins=128):
     "Otsu's threshold of a flat array, the upper percentile of fat and coils clipped."
     n, edges = np.histogram(np.minimum(values, np.percentile(values[::4], 99)), bins=bins)
     mid = (edges[1:] + edges[:-1]) / 2
-    w, s = n.cumsum(), (n * mid).cumsum()
-    below, above = w[:-1], w[-1] - w[:-1]
+    w = n.cumsum()
+    s = (n * mid).cumsum()
+    below = w[:-1]
+    above = w[-1] - w[:-1]
     gap = s[:-1] / np.maximum(below, 1) - (s[-1] - s[:-1]) / np.maximum(above, 1)
     return edges[1:-1][np.argmax(below * above * gap**2)]
 
@@ -597,7 +614,8 @@ def _smooth_cycle(curve):
 def _pick_ventricle(bright_FHW, centre, dy, dx):
     "Of all blood that stays for most of the cycle, the piece most like a left ventricle; None = nothing is."
     labels_FHW, _ = ndimage.label(bright_FHW, _INPLANE)
-    best, best_mark = None, 0.35
+    best = None
+    best_mark = 0.35
     # the second for cavities that vanish in systole
     for share in (0.9, 0.6):
         cores_HW, _ = ndimage.label(bright_FHW.mean(0) >= share)
@@ -608,7 +626,8 @@ def _pick_ventricle(bright_FHW, centre, dy, dx):
             blood_FHW = _follow(bright_FHW, labels_FHW, core_HW, large[cores_HW] & ~core_HW)
             mark = _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx)
             if mark > best_mark:
-                best, best_mark = blood_FHW, mark
+                best = blood_FHW
+                best_mark = mark
     return best
 
 
@@ -643,20 +662,24 @@ def cavity_mask(
 ) -> np.ndarray:  # True in the left ventricle's cavity, bool (F,H,W)
     "Outline the left ventricular blood pool of the mid slice in every frame."
     cine = mid_slice(cine)
-    heart, (_, dy, dx) = find_heart(cine), cine.spacing_mm
+    heart = find_heart(cine)
+    (_, dy, dx) = cine.spacing_mm
     n_frames, _, n_rows, n_cols = cine.frames_FZHW.shape
     # mm: both ventricles, whatever the crop
     reach = 55
-    r0, c0 = max(0, int(heart.row - reach / dy)), max(0, int(heart.col - reach / dx))
-    r1, c1 = min(n_rows, int(heart.row + reach / dy) + 1), min(n_cols, int(heart.col + reach / dx) + 1)
+    r0 = max(0, int(heart.row - reach / dy))
+    c0 = max(0, int(heart.col - reach / dx))
+    r1 = min(n_rows, int(heart.row + reach / dy) + 1)
+    c1 = min(n_cols, int(heart.col + reach / dx) + 1)
     part_FHW = ndimage.gaussian_filter(
         cine.frames_FZHW[:, 0, r0:r1, c0:c1], (0, 0.7 / dy, 0.7 / dx), truncate=3
     )
     y, x = np.ogrid[r0:r1, c0:c1]
     region_HW = np.hypot((y - heart.row) * dy, (x - heart.col) * dx) <= reach
-    pick = lambda threshold: _pick_ventricle(
-        (part_FHW > threshold) & region_HW, (heart.row - r0, heart.col - c0), dy, dx
-    )
+
+    def pick(threshold):
+        return _pick_ventricle((part_FHW > threshold) & region_HW, (heart.row - r0, heart.col - c0), dy, dx)
+
     blood_FHW = pick(_otsu(part_FHW[:, region_HW]))
     if blood_FHW is None:
         raise BadInput(

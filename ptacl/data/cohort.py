@@ -32,7 +32,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,9 +142,11 @@ def read_participants(
     at = header.index("participant_id")
     if len(lines) == 1:
         raise BadInput(path, "there is a header, but no participant", "Write one line for each participant.")
-    good, report = {}, []
+    good = {}
+    report = []
     for number, cells in lines[1:]:
-        where, name = f"{path.name} line {number}", cells[at] if at < len(cells) else ""
+        where = f"{path.name} line {number}"
+        name = cells[at] if at < len(cells) else ""
         if len(cells) != len(header):
             report.append(
                 report_row(
@@ -166,7 +168,8 @@ def read_participants(
     for name, found in good.items():
         if len(found) == 1:
             continue
-        numbers, same = ", ".join(str(n) for n, _ in found), all(cells == found[0][1] for _, cells in found)
+        numbers = ", ".join(str(n) for n, _ in found)
+        same = all(cells == found[0][1] for _, cells in found)
         error = BadInput(
             f"{path.name} lines {numbers}",
             f"participant is listed {len(found)} times" + (" alike" if same else ", differently"),
@@ -299,7 +302,9 @@ def locate_recordings(
 ) -> tuple[pd.Series, list[dict]]:
     "Look for the recordings of a column, without opening them."
     cells = table[modality].mask(table[modality].str.lower().isin(_MISSING), "")
-    cell_of, owners, errors = dict(zip(table.participant_id, cells)), {}, {}
+    cell_of = dict(zip(table.participant_id, cells))
+    owners = {}
+    errors = {}
     for name, cell in cell_of.items():
         if not cell:
             continue
@@ -340,7 +345,8 @@ def _splits(path: Path, text: pd.DataFrame, shares: Sequence[float]) -> list[str
 
 def _columns(path: Path, text: pd.DataFrame, descriptions: dict) -> tuple[dict, list[dict]]:
     "The other columns with their types, and warnings about cells and columns."
-    columns, report = {}, []
+    columns = {}
+    report = []
     for name in text.columns.drop(["participant_id", *MODALITIES, "split"], errors="ignore"):
         columns[name], odd = to_numbers(text[name])
         error = BadInput(
@@ -372,7 +378,8 @@ def read_cohort(
     shares: tuple[float, float, float] = DEFAULT_SHARES,
 ) -> Cohort:  # recordings were looked for, not opened
     "Read the table of a cohort and look for its recordings."
-    root, path = Path(folder), Path(folder) / "participants.tsv"
+    root = Path(folder)
+    path = Path(folder) / "participants.tsv"
     text, report = read_participants(path)
     descriptions = read_descriptions(root / "participants.json")
     table = {"participant_id": text.participant_id}
@@ -523,7 +530,9 @@ def write_split(
     split = dict(zip(text.participant_id, _splits(path, text, shares)))
     lines = [cells for _, cells in _lines(path)]
     header = lines[0] + ["split"] * ("split" not in lines[0])
-    at, who, n = header.index("split"), header.index("participant_id"), len(lines[0])
+    at = header.index("split")
+    who = header.index("participant_id")
+    n = len(lines[0])
     rows = [header] + [cells + [""] * (len(header) - n) if len(cells) == n else cells for cells in lines[1:]]
     for cells in rows[1:]:
         if len(cells) == len(header) and cells[who] in split:

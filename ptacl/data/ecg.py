@@ -134,7 +134,8 @@ def einthoven_error_mv(
     good = np.flatnonzero(lead_ok_L[:6])
     if len(good) < 3:
         return 0.0
-    A, x = _LIMB_FROM_I_II[good], signal_LT[good].astype(np.float64)
+    A = _LIMB_FROM_I_II[good]
+    x = signal_LT[good].astype(np.float64)
     expected = A[2:] @ np.linalg.solve(A[:2], x[:2])
     return float(np.abs(x[2:] - expected).max())
 
@@ -146,10 +147,12 @@ def derive_limb_leads(
     # signal and flags with what could be derived, names of the derived leads
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     "Compute missing limb leads from any two good ones."
-    good, bad = np.flatnonzero(lead_ok_L[:6]), np.flatnonzero(~lead_ok_L[:6])
+    good = np.flatnonzero(lead_ok_L[:6])
+    bad = np.flatnonzero(~lead_ok_L[:6])
     if len(good) < 2 or not len(bad):
         return signal_LT, lead_ok_L, ()
-    out_LT, ok_L = signal_LT.astype(np.float64), lead_ok_L.copy()
+    out_LT = signal_LT.astype(np.float64)
+    ok_L = lead_ok_L.copy()
     basis_LT = np.linalg.solve(_LIMB_FROM_I_II[good[:2]], out_LT[good[:2]])
     out_LT[bad] = _LIMB_FROM_I_II[bad] @ basis_LT
     ok_L[bad] = True
@@ -160,7 +163,8 @@ def derive_limb_leads(
 def _still(x_T: np.ndarray, n: int, tol: float) -> np.ndarray:
     "Samples in runs of at least `n` in which consecutive samples differ by `tol` or less."
     still = np.concatenate([[False], np.abs(np.diff(x_T)) <= tol, [False]]).astype(np.int8)
-    starts, ends = np.flatnonzero(np.diff(still) == 1), np.flatnonzero(np.diff(still) == -1)
+    starts = np.flatnonzero(np.diff(still) == 1)
+    ends = np.flatnonzero(np.diff(still) == -1)
     out = np.zeros(len(x_T), bool)
     long = ends - starts + 1 >= n
     for a, b in zip(starts[long], ends[long]):
@@ -351,8 +355,10 @@ def parse_xml(
     def entity(*args):
         raise unsafe
 
-    check, data = expat.ParserCreate(), path.read_bytes()
-    check.StartDoctypeDeclHandler, check.EntityDeclHandler = doctype, entity
+    check = expat.ParserCreate()
+    data = path.read_bytes()
+    check.StartDoctypeDeclHandler = doctype
+    check.EntityDeclHandler = entity
     try:
         check.Parse(data, True)
         return ElementTree.fromstring(data)
@@ -408,7 +414,8 @@ def ecg_from_cardiosoft(
     source: str,  # the file, for errors and `ECG.source`
 ) -> ECG:  # the leads in mV and standard order
     "The leads in an element of a CardioSoft XML."
-    (fs, hz), (step, unit) = _number(node, "SampleRate", source), _number(node, "Resolution", source)
+    (fs, hz) = _number(node, "SampleRate", source)
+    (step, unit) = _number(node, "Resolution", source)
     if hz.lower() not in ("hz", ""):
         raise BadInput(source, f"SampleRate is in {hz!r:.20}", "It must be in Hz.")
     n = int(_number(node, "ChannelSampleCountTotal", source)[0])
@@ -567,10 +574,8 @@ def ecg_from_dicom(
                     "A DICOM ECG (12-lead or general ECG waveform storage) is needed.",
                 )
             k, group = max(groups, key=lambda kg: kg[1].NumberOfWaveformSamples / kg[1].SamplingFrequency)
-            names, raw_TL = (
-                [_dicom_channel(c) for c in group.ChannelDefinitionSequence],
-                multiplex_array(file, k),
-            )
+            names = [_dicom_channel(c) for c in group.ChannelDefinitionSequence]
+            raw_TL = multiplex_array(file, k)
             leads = [j for j, s in enumerate(names) if lead_name(s)]
             mv_LT = (
                 np.stack([_dicom_mv(group, j, raw_TL[:, j], source) for j in leads])
@@ -642,7 +647,8 @@ def _check_files(hea: Path, header: object) -> None:
     "Every signal file is there and as long as the header says."
     vouched = any(c for c in header.checksum or [] if c)
     for name in dict.fromkeys(n for n in header.file_name if n != "~"):
-        file, ks = hea.parent / name, [k for k, n in enumerate(header.file_name) if n == name]
+        file = hea.parent / name
+        ks = [k for k, n in enumerate(header.file_name) if n == name]
         if not file.is_file():
             raise BadInput(
                 hea, f"signal file {name} is missing", "Put it beside the header, or correct its name there."
@@ -786,7 +792,8 @@ def resample_ecg(
     if fs == ecg.fs:
         return ecg
     ratio = Fraction(fs / ecg.fs).limit_denominator(10000)
-    up, down = ratio.numerator, ratio.denominator
+    up = ratio.numerator
+    down = ratio.denominator
     n = ecg.signal_LT.shape[1]
     # the padding is a whole number of output samples
     blocks = max(1, min(round(0.2 * ecg.fs), n - 1) // down)
@@ -854,7 +861,9 @@ def fit_scaling(
     recordings: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> Scaling:  # mean and standard deviation of each lead
     "Mean and standard deviation of each lead over the good leads of a training set."
-    n_L, sum_L, square_L = np.zeros(12), np.zeros(12), np.zeros(12)
+    n_L = np.zeros(12)
+    sum_L = np.zeros(12)
+    square_L = np.zeros(12)
     for signal_LT, lead_ok_L in recordings:
         x_LT = np.where(lead_ok_L[:, None], signal_LT, 0).astype(np.float64)
         n_L += lead_ok_L * x_LT.shape[1]

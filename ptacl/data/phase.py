@@ -80,10 +80,12 @@ def ecg_phase(
     # phase of each sample, float32 in [0, 1), and whether it has one, both (T,)
 ) -> tuple[np.ndarray, np.ndarray]:
     "Cardiac phase of every sample of an ECG strip."
-    phase_T, is_valid_T = np.zeros(n_samples, np.float32), np.zeros(n_samples, bool)
+    phase_T = np.zeros(n_samples, np.float32)
+    is_valid_T = np.zeros(n_samples, bool)
     r_peaks = np.asarray(r_peaks, dtype=np.int64)
     for k in np.flatnonzero(np.asarray(is_usable_K)[: max(len(r_peaks) - 1, 0)]):
-        start, stop = r_peaks[k], r_peaks[k + 1]
+        start = r_peaks[k]
+        stop = r_peaks[k + 1]
         rr_ms = (stop - start) * 1000 / fs
         es_ms = plausible_es_ms((t_ends[k] - start) * 1000 / fs, rr_ms)
         phase = time_to_phase(np.arange(stop - start) * 1000 / fs, rr_ms, es_ms, phase_map)
@@ -117,7 +119,8 @@ def resample_cycle(
     time = np.asarray(trigger_time_ms, dtype=np.float64) / rr_ms
     wanted = np.arange(n_frames) / n_frames
     after = np.searchsorted(time, wanted, side="right")  # first frame later than the wanted time
-    left, right = (after - 1) % len(time), after % len(time)
+    left = (after - 1) % len(time)
+    right = after % len(time)
     gap = (time[right] - time[left]) % 1.0
     share = np.where(gap > 0, ((wanted - time[left]) % 1.0) / np.where(gap > 0, gap, 1.0), 0.0)[
         :, None, None

@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/60_prepared.ipynb #f673fa2d
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
@@ -43,7 +43,8 @@ def to_steps(
 ) -> np.ndarray:  # whole steps; phases are rounded down, so that they stay below 1
     "Values as whole steps of their field's grid."
     n, dtype = STEPS[name]
-    steps, info = np.asarray(values, np.float64) * n, np.iinfo(dtype)
+    steps = np.asarray(values, np.float64) * n
+    info = np.iinfo(dtype)
     return np.clip(np.floor(steps) if name == "phase_T" else np.rint(steps), info.min, info.max).astype(dtype)
 
 
@@ -86,14 +87,21 @@ def prepare_ecg(
     phase_map: str,  # `linear` or `systole`
 ) -> PreparedECG:  # filtered samples and their phases
     "Bring an ECG to one rate, filter it, find its beats and their phases."
-    raw, ecg = ecg, standardise_ecg(ecg, fs, mains_hz)
+    raw = ecg
+    ecg = standardise_ecg(ecg, fs, mains_hz)
     beats = find_beats(ecg)
-    T, n = round(record_s * fs), min(ecg.signal_LT.shape[1], round(record_s * fs))
+    T = round(record_s * fs)
+    n = min(ecg.signal_LT.shape[1], round(record_s * fs))
     phase_T, is_valid_T = ecg_phase(
         beats.r_peaks, beats.t_ends, beats.is_usable_K, ecg.signal_LT.shape[1], fs, phase_map
     )
-    pad = lambda x: np.concatenate([x[..., :n], np.zeros((*x.shape[:-1], T - n), x.dtype)], axis=-1)
-    on_grid = lambda x, name: from_steps(to_steps(pad(x), name), name)
+
+    def pad(x):
+        return np.concatenate([x[..., :n], np.zeros((*x.shape[:-1], T - n), x.dtype)], axis=-1)
+
+    def on_grid(x, name):
+        return from_steps(to_steps(pad(x), name), name)
+
     rt = (beats.t_ends - beats.r_peaks) * 1000 / fs
     rt_ms = float(np.nanmedian(rt)) if np.isfinite(rt).any() else float("nan")
     good_LT = ecg.signal_LT[ecg.lead_ok_L, :n]
@@ -137,7 +145,10 @@ def _qrs_width_ms(ecg: ECG, r_peaks: np.ndarray) -> float:
 def _contradiction_mv(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> float:
     "95th percentile over time of the largest departure from Einthoven's and Goldberger's relations."
     x_LT = signal_LT[:6].astype(np.float64)
-    both = lambda *names: all(lead_ok_L[STANDARD_LEADS.index(n)] for n in names)
+
+    def both(*names):
+        return all(lead_ok_L[STANDARD_LEADS.index(n)] for n in names)
+
     I, II, III, aVR, aVL, aVF = x_LT
     off = [
         x
@@ -217,7 +228,8 @@ def prepare_cine(
     "Crop the heart out of the mid slice and put its frames on the cardiac cycle."
     if cine.view != view:
         raise BadInput(cine.source, f"the view is {cine.view!r}", f"Cines of view {view} are wanted here")
-    stack, cine = cine, mid_slice(cine)
+    stack = cine
+    cine = mid_slice(cine)
     heart = find_heart(cine)
     cine = crop_heart(cine, crop_px, pixel_mm, heart=heart)
     try:
@@ -234,7 +246,10 @@ def prepare_cine(
         if n_slices > 1
         else None
     )
-    on_grid = lambda x, name: from_steps(to_steps(x, name), name)
+
+    def on_grid(x, name):
+        return from_steps(to_steps(x, name), name)
+
     return PreparedCine(
         on_grid(frames_FHW, "cine_FHW"),
         phase_F,
@@ -251,11 +266,14 @@ def find_doubts(
     source: str,  # what the report calls it
 ) -> list[tuple[BadInput, str]]:  # what is wrong, with "left out" or "warning"
     "What makes an ECG doubtful or unusable although its file could be read."
-    rate, found = ecg.heart_rate_bpm, []
-    rtc, qrs = ecg.rt_ms * np.sqrt(rate / 60), ecg.qrs_ms
-    say = lambda problem, remedy, severity="left out": found.append(
-        (BadInput(source, problem, remedy), severity)
-    )
+    rate = ecg.heart_rate_bpm
+    found = []
+    rtc = ecg.rt_ms * np.sqrt(rate / 60)
+    qrs = ecg.qrs_ms
+
+    def say(problem, remedy, severity="left out"):
+        return found.append((BadInput(source, problem, remedy), severity))
+
     seen = f"R to T end {ecg.rt_ms:.0f} ms and QRS {qrs:.0f} ms at {rate:.0f} bpm"
     if ecg.einthoven_mv > 0.1:
         say(

@@ -97,12 +97,10 @@ def store_fields(
         if "n_slices" in settings
         else {}
     )
-    L, T, F, H = (
-        len(STANDARD_LEADS),
-        round(2 * settings["window_s"] * settings["fs"]),
-        settings["n_frames"],
-        settings["crop_px"],
-    )
+    L = len(STANDARD_LEADS)
+    T = round(2 * settings["window_s"] * settings["fs"])
+    F = settings["n_frames"]
+    H = settings["crop_px"]
     return (
         dict(
             signal_LT=("int16", (L, T), "filtered ECG, steps of 0.001 mV, zeros after the end"),
@@ -147,9 +145,9 @@ def store_size(
 ) -> pd.DataFrame:
     "How large a store becomes."
     row = {k: math.prod(s) * np.dtype(t).itemsize for k, (t, s, _) in store_fields(settings).items()}
-    ecg, rest = (
-        sum(row[k] for k in ("signal_LT", "phase_T", "is_valid_T")) * n / 1e9,
-        sum(row[k] for k in ("lead_ok_L", "n_samples", "frame_phase_F", "measures_M", "digest_D")) * n / 1e9,
+    ecg = sum(row[k] for k in ("signal_LT", "phase_T", "is_valid_T")) * n / 1e9
+    rest = (
+        sum(row[k] for k in ("lead_ok_L", "n_samples", "frame_phase_F", "measures_M", "digest_D")) * n / 1e9
     )
     rows = [
         dict(
@@ -252,14 +250,17 @@ def read_source(
         )
     files, notes = pair_ukbb(folder, instance)
     files = files.assign(cine=files["cine" if view == "sax" else "cine_lax"])
-    table, about, report = files[["participant_id"]].copy(), {}, []
+    table = files[["participant_id"]].copy()
+    about = {}
+    report = []
     for m in ("ecg", "cine"):
         table[m], rows = locate_recordings(folder, files, m)
         report += rows
     table["split"] = table.participant_id.map(split_of)
     if phenotypes:
         columns, about, more = read_phenotypes(phenotypes, instance)
-        table, notes = table.merge(columns, on="participant_id", how="left"), notes + more
+        table = table.merge(columns, on="participant_id", how="left")
+        notes = notes + more
     report += [
         report_row("", "table", BadInput("bulk files", note, "Look at them if there are many"), "warning")
         for note in notes
@@ -277,7 +278,8 @@ def prepare_participant(
     # the fields of `store_fields`, None = unusable; rows of the report
 ) -> tuple[dict[str, np.ndarray] | None, list[dict[str, str]]]:
     "Read and prepare the recordings of a participant."
-    report, done = [], {}
+    report = []
+    done = {}
     for modality in wanted:
         prepare = dict(ecg=_prepare_ecg_of, cine=_prepare_cine_of)[modality]
         try:
@@ -477,8 +479,10 @@ class Store:
         scaled: bool = False,  # in the field's unit, float32; otherwise what is stored
     ) -> np.ndarray:  # one row each; a copy in memory
         "Gather rows, or pieces of rows, of a field."
-        rows, first = np.asarray(rows, np.int64), np.cumsum([0] + [s.n for s in self.shards])
-        shard, some = np.searchsorted(first, rows, side="right") - 1, self.shards[0].array(name)
+        rows = np.asarray(rows, np.int64)
+        first = np.cumsum([0] + [s.n for s in self.shards])
+        shard = np.searchsorted(first, rows, side="right") - 1
+        some = self.shards[0].array(name)
         scale = np.float32(1 / STEPS[name][0]) if scaled and name in STEPS else None
         out = np.empty(
             (len(rows), *(some.shape[1:] if n is None else (*some.shape[1:-1], n))),
@@ -645,7 +649,8 @@ def _check_shard(folder: Path, entry: Mapping, verify: bool) -> None:
     mend = "Run prepare.ipynb again with the same source and settings: it makes what is damaged anew"
     fields = store_fields(entry["settings"])
     for name, said in entry["files"].items():
-        path, source = folder / name, f"{folder.parent.name}/{folder.name}/{name}"
+        path = folder / name
+        source = f"{folder.parent.name}/{folder.name}/{name}"
         if not path.is_file():
             raise BadInput(source, "is missing", mend)
         if path.stat().st_size != said["bytes"]:
@@ -755,10 +760,8 @@ def open_store(
             )
     for entry in manifest["shards"]:
         _check_shard(folder / "shards" / entry["name"], entry | dict(settings=manifest["settings"]), verify)
-    path, mend = (
-        folder / manifest["table"]["name"],
-        "Run prepare.ipynb again with the same source and settings: it writes it anew",
-    )
+    path = folder / manifest["table"]["name"]
+    mend = "Run prepare.ipynb again with the same source and settings: it writes it anew"
     if not path.is_file():
         raise BadInput(path.name, "is missing", mend)
     if _sha256(path) != manifest["table"]["sha256"]:
@@ -790,9 +793,9 @@ def _setting(settings: Mapping[str, object], name: str) -> object:
 
 def _load_manifest(folder: Path) -> dict:
     "The manifest of a store that this version can read."
-    path, again = (
-        folder / "store.json",
-        "Run prepare.ipynb with this folder as `out`: it makes a new manifest from the shards that are whole",
+    path = folder / "store.json"
+    again = (
+        "Run prepare.ipynb with this folder as `out`: it makes a new manifest from the shards that are whole"
     )
     if not path.is_file():
         if (folder / "shards").is_dir() or any(folder.glob("parts-*")):
@@ -870,12 +873,10 @@ def _prepare_parts(
         for row in rows
     ]
     jobs = [delayed(_prepare_part)(root, row, settings, part) for row, part in zip(rows, parts)]
-    bar, report, made, unwritten = (
-        tqdm(total=len(rows), desc="preparing", unit="participant", smoothing=0.05, disable=not progress),
-        [],
-        {},
-        0,
-    )
+    bar = tqdm(total=len(rows), desc="preparing", unit="participant", smoothing=0.05, disable=not progress)
+    report = []
+    made = {}
+    unwritten = 0
     with bar:
         for i, (ok, found) in enumerate(
             Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=2)(jobs)
@@ -917,12 +918,10 @@ def _whole_shards(
     out: Path, settings: Mapping[str, object], verify: bool
 ) -> tuple[list[dict], pd.DataFrame, list[dict[str, str]]]:
     "Entries of the shards that are whole, their participants (with cells, row and digest), and rows of the report."
-    entries, people, report, first = (
-        [],
-        [pd.DataFrame(columns=["participant_id", "ecg", "cine", "row", "digest"])],
-        [],
-        0,
-    )
+    entries = []
+    people = [pd.DataFrame(columns=["participant_id", "ecg", "cine", "row", "digest"])]
+    report = []
+    first = 0
     for folder in sorted((out / "shards").glob("[0-9]*")):
         try:
             entry = json.loads((folder / "shard.json").read_text(encoding="utf-8"))
@@ -941,7 +940,8 @@ def _whole_shards(
                 "Give another folder as `out`",
             )
         for k in settings | entry["settings"]:
-            had, v = _setting(entry["settings"], k), _setting(settings, k)
+            had = _setting(entry["settings"], k)
+            v = _setting(settings, k)
             if had != v:
                 raise BadInput(
                     out,
@@ -965,7 +965,10 @@ def _whole_shards(
                 )
             )
             continue
-        read = lambda name: pd.read_csv(folder / name, sep="\t", dtype=str, keep_default_na=False)
+
+        def read(name):
+            return pd.read_csv(folder / name, sep="\t", dtype=str, keep_default_na=False)
+
         digests = [d.tobytes() for d in np.load(folder / "digest_D.npy", allow_pickle=False)]
         entries.append(entry)
         people.append(
@@ -1011,7 +1014,8 @@ def prepare_cohort(
     progress: bool = True,  # whether to show a bar
 ) -> Store:  # opened; its report tells who was left out and why
     "Prepare the participants of a cohort who are not in the store yet."
-    out, settings = Path(out), settings_of(cfg)
+    out = Path(out)
+    settings = settings_of(cfg)
     if (out / "participants.tsv").exists():
         raise BadInput(out, "is a cohort's folder", "Give an empty folder, or one with a store, as `out`")
     out.mkdir(parents=True, exist_ok=True)
@@ -1029,7 +1033,8 @@ def prepare_cohort(
         )
         _, known, notes = _whole_shards(out, settings, verify=True)
         damaged = [r for r in notes if not r["participant_id"]]
-        table, here = cohort.pairs(), set(zip(known.participant_id, known.ecg, known.cine))
+        table = cohort.pairs()
+        here = set(zip(known.participant_id, known.ecg, known.cine))
         new = table[[k not in here for k in zip(table.participant_id, table.ecg, table.cine)]]
         made, failed = _prepare_parts(
             cohort.root, new, parts, settings, cfg.workers, progress, not len(known)
@@ -1100,7 +1105,8 @@ def quality_html(
     store: Store,  # after a preparation
 ) -> str:  # a whole page
     "The quality report as a page of HTML."
-    left_out, quality = store.report[store.report.severity == "left out"], store.quality()
+    left_out = store.report[store.report.severity == "left out"]
+    quality = store.quality()
     spread = (
         quality[list(MEASURES)]
         .describe(percentiles=[0.01, 0.25, 0.5, 0.75, 0.99])
@@ -1140,18 +1146,13 @@ def worst_recordings(
     "The recordings that most deserve to be looked at."
     q = store.quality()
     if modality == "ecg":
-        score, why = (
-            q.noise_mv + 0.05 * (12 - q.n_leads),
-            [f"noise {v:.3f} mV, {k:.0f} leads" for v, k in zip(q.noise_mv, q.n_leads)],
-        )
+        score = q.noise_mv + 0.05 * (12 - q.n_leads)
+        why = [f"noise {v:.3f} mV, {k:.0f} leads" for v, k in zip(q.noise_mv, q.n_leads)]
     else:
-        score, why = (
-            q.es_ms.isna() - q.confidence,
-            [
-                f"confidence {c:.2f}" + (", no cavity" if e != e else "")
-                for c, e in zip(q.confidence, q.es_ms)
-            ],
-        )
+        score = q.es_ms.isna() - q.confidence
+        why = [
+            f"confidence {c:.2f}" + (", no cavity" if e != e else "") for c, e in zip(q.confidence, q.es_ms)
+        ]
     order = np.argsort(-score.to_numpy(), kind="stable")[:n]
     return pd.DataFrame(
         dict(

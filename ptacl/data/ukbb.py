@@ -179,7 +179,8 @@ def _measured(node: ElementTree.Element | None, field: str, path: str | Path) ->
         value = float(words)
     except ValueError:
         return float("nan")
-    unit, known = (node.get("units") or "").strip().lower(), _UNITS[field.rsplit("_", 1)[1]]
+    unit = (node.get("units") or "").strip().lower()
+    known = _UNITS[field.rsplit("_", 1)[1]]
     if unit not in known:
         raise BadInput(
             path,
@@ -211,12 +212,18 @@ def read_ukbb_ecg(
         raise BadInput(
             path, f"its root element is {root.tag!r:.30}, not CardiologyXML", "Give the XML of field 20205."
         )
-    strip, measured = root.find(".//StripData"), root.find(".//RestingECGMeasurements")
+    strip = root.find(".//StripData")
+    measured = root.find(".//RestingECGMeasurements")
     if strip is None:
         raise BadInput(path, "there is no StripData, so no record", "Download the file again.")
-    find = lambda name: None if measured is None else measured.find(name)
+
+    def find(name):
+        return None if measured is None else measured.find(name)
+
     times, classes = _beat_times(strip.find("ArrhythmiaResults"), path)
-    median, beat, valid = find("MedianSamples"), None, (float("nan"),) * 2
+    median = find("MedianSamples")
+    beat = None
+    valid = (float("nan"),) * 2
     if median is not None and any((w.text or "").strip() for w in median.findall("WaveformData")):
         beat = ecg_from_cardiosoft(median, f"{path} (median beat)")
         valid = tuple(
@@ -228,7 +235,9 @@ def read_ukbb_ecg(
 
 # %% ../../nbs/data/50_ukbb.ipynb #fa44b575
 # files; bytes of one file and of all; a cine study is about 0.1 GB
-_MAX_FILES, _MAX_FILE, _MAX_ALL = 50_000, 64 * 2**20, 4 * 2**30
+_MAX_FILES = 50_000
+_MAX_FILE = 64 * 2**20
+_MAX_ALL = 4 * 2**30
 
 
 def _check_zip(zip: zipfile.ZipFile, path: Path) -> None:
@@ -243,7 +252,8 @@ def _check_zip(zip: zipfile.ZipFile, path: Path) -> None:
             raise BadInput(path, f"entry {k} of {len(infos)} leads out of its folder", again)
         if i.flag_bits & 1:
             raise BadInput(path, "the zip is encrypted", "Decrypt it first.")
-    total, largest = sum(i.file_size for i in infos), max(i.file_size for i in infos)
+    total = sum(i.file_size for i in infos)
+    largest = max(i.file_size for i in infos)
     if len(infos) > _MAX_FILES or total > _MAX_ALL or largest > _MAX_FILE:
         raise BadInput(
             path,
@@ -351,7 +361,10 @@ def _one_image(d: object, file: str, entry: int, name: str) -> _Image | None:
     "What is needed of a header; None if it is no picture with a place."
     if d.get("ImagePositionPatient") is None or not d.get("Rows"):
         return None
-    number = lambda tag, none: type(none)(d.get(tag)) if d.get(tag) not in (None, "") else none
+
+    def number(tag, none):
+        return type(none)(d.get(tag)) if d.get(tag) not in (None, "") else none
+
     o = np.array(d.ImageOrientationPatient, dtype=np.float64)
     rr = number("NominalInterval", float("nan"))
     return _Image(
@@ -384,7 +397,9 @@ def _images(path: Path, names: list[str], read: Callable[[str], bytes]) -> tuple
         for r in rows
         if r.get("filename")
     }
-    people, studies, found = {r["patientid"] for r in rows if r.get("patientid")}, set(), []
+    people = {r["patientid"] for r in rows if r.get("patientid")}
+    studies = set()
+    found = []
     two = BadInput(
         path, "holds images of more than one patient or study", "Separate them, or leave the participant out."
     )
@@ -504,7 +519,10 @@ def _missing(time_ms: np.ndarray, rr_ms: float, n_frames: int) -> int:
     if len(time_ms) < 3:
         return max(n_frames - len(time_ms), 0)
     steps = np.diff(time_ms)
-    count = lambda gap: max(int(np.rint(gap / np.median(steps))) - 1, 0)
+
+    def count(gap):
+        return max(int(np.rint(gap / np.median(steps))) - 1, 0)
+
     within = sum(map(count, steps))
     return within + min(count(rr_ms - time_ms[-1] + time_ms[0]), max(n_frames - len(time_ms) - within, 0))
 
@@ -661,14 +679,16 @@ def _at_phases(frames_FHW: np.ndarray, phase_F: np.ndarray, grid_F: np.ndarray) 
     n = len(grid_F)
     if len(phase_F) == n and np.abs(phase_F - grid_F).max() < 0.5 / n:
         return frames_FHW, 0
-    out_FHW, made = np.empty((n, *frames_FHW.shape[1:]), np.float32), 0
+    out_FHW = np.empty((n, *frames_FHW.shape[1:]), np.float32)
+    made = 0
     for k, g in enumerate(grid_F):
         away = (phase_F - g + 0.5) % 1 - 0.5
         near = np.abs(away).argmin()
         if abs(away[near]) < 0.3 / n:
             out_FHW[k] = frames_FHW[near]
             continue
-        before, after = np.where(away <= 0, away, -np.inf), np.where(away > 0, away, np.inf)
+        before = np.where(away <= 0, away, -np.inf)
+        after = np.where(away > 0, away, np.inf)
         a = before.argmax() if (away <= 0).any() else away.argmax()
         b = after.argmin() if (away > 0).any() else away.argmin()
         weight = ((g - phase_F[a]) % 1) / max((phase_F[b] - phase_F[a]) % 1, 1e-9)
@@ -713,7 +733,8 @@ def _pixels(read: Callable[[str], bytes], i: _Image, path: Path) -> np.ndarray:
     "Intensities of one image, float32, (H,W)."
     import pydicom
 
-    d, raw = None, read(i.file)
+    d = None
+    raw = read(i.file)
     try:
         d = pydicom.dcmread(io.BytesIO(raw), specific_tags=_PIXEL_TAGS)
         a_HW = d.pixel_array.astype(np.float32) * np.float32(d.get("RescaleSlope") or 1) + np.float32(
@@ -745,7 +766,8 @@ def _onto(frames_FHW: np.ndarray, own: _Image, ref: _Image, notes: list[str], la
     along = own.position - ref.position
     # the slice's first pixel, in pixels of the reference
     at = np.array([along @ ref.down / ref.pixel_mm[0], along @ ref.across / ref.pixel_mm[1]])
-    (h, w), step = ref.shape, np.array(ref.pixel_mm) / np.array(own.pixel_mm)
+    (h, w) = ref.shape
+    step = np.array(ref.pixel_mm) / np.array(own.pixel_mm)
     if np.abs(step - 1).max() > 1e-3:
         notes.append(
             f"{label}: pixels of {own.pixel_mm[0]:.3g} x {own.pixel_mm[1]:.3g} mm, interpolated to {ref.pixel_mm[0]:.3g} x {ref.pixel_mm[1]:.3g} mm"
@@ -758,7 +780,10 @@ def _onto(frames_FHW: np.ndarray, own: _Image, ref: _Image, notes: list[str], la
         f"{label}: {own.shape[0]} x {own.shape[1]} pixels, {dy} rows and {dx} columns off, put on {h} x {w} of the middle slice"
     )
     out_FHW = np.zeros((len(frames_FHW), h, w), np.float32)
-    y0, x0, y1, x1 = max(dy, 0), max(dx, 0), min(dy + own.shape[0], h), min(dx + own.shape[1], w)
+    y0 = max(dy, 0)
+    x0 = max(dx, 0)
+    y1 = min(dy + own.shape[0], h)
+    x1 = min(dx + own.shape[1], w)
     if y1 > y0 and x1 > x0:
         out_FHW[:, y0:y1, x0:x1] = frames_FHW[:, y0 - dy : y1 - dy, x0 - dx : x1 - dx]
     return out_FHW
@@ -768,11 +793,9 @@ def _onto(frames_FHW: np.ndarray, own: _Image, ref: _Image, notes: list[str], la
 def _affine(first: _Image, ref: _Image, spacing_mm: float) -> np.ndarray:
     "Voxel (column, row, slice) -> scanner mm, RAS."
     out = np.eye(4)
-    out[:3, 0], out[:3, 1], out[:3, 2] = (
-        ref.across * ref.pixel_mm[1],
-        ref.down * ref.pixel_mm[0],
-        ref.normal * spacing_mm,
-    )
+    out[:3, 0] = ref.across * ref.pixel_mm[1]
+    out[:3, 1] = ref.down * ref.pixel_mm[0]
+    out[:3, 2] = ref.normal * spacing_mm
     out[:3, 3] = ref.position + ((first.position - ref.position) @ ref.normal) * ref.normal
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ out
 
@@ -790,7 +813,8 @@ def _to_cine(
     "Chosen images as a cine."
     slices = _parallel(_slices(images, rr_ms, path, notes), plane, path, notes)
     slices, spacing = _even_run(_complete(slices, path, notes), path, notes)
-    ref, stack = slices[len(slices) // 2].first, []
+    ref = slices[len(slices) // 2].first
+    stack = []
     times, rr = _grid(slices, notes)
     kept = slices[len(slices) // 2 : len(slices) // 2 + 1] if middle_only else slices
     for s in kept:
@@ -859,7 +883,10 @@ def read_ukbb_cine(
     path = Path(path)
     if view not in _UKBB_SERIES:
         raise BadInput(path, f"view is {view!r:.20}", f"Use one of {', '.join(_UKBB_SERIES)}.")
-    plain = lambda i: re.sub(r"[\s_]+", "_", i.name)
+
+    def plain(i):
+        return re.sub(r"[\s_]+", "_", i.name)
+
     with _opened(path) as (names, read), quiet_pydicom():
         images, notes = _images(path, names, read)
         chosen = [i for i in images if re.fullmatch(_UKBB_SERIES[view], plain(i), re.I)]
@@ -929,7 +956,9 @@ def _read_text(path: Path, wanted: Callable[[str], bool], notes: list[str]) -> p
             f.seek(0)
             lines = csv.reader(f, delimiter="\t" if "\t" in first else ",")
             header = [h.strip() for h in next(lines, [])]
-            at, rows, odd = [k for k, h in enumerate(header) if wanted(h)], [], []
+            at = [k for k, h in enumerate(header) if wanted(h)]
+            rows = []
+            odd = []
             for cells in lines:
                 if len(cells) == len(header):
                     rows.append([cells[k] for k in at])
@@ -973,8 +1002,13 @@ def read_phenotypes(
     # warning
 ) -> tuple[pd.DataFrame, dict[str, dict[str, str]], list[str]]:
     "Read the phenotypes of one visit."
-    path, columns, notes = Path(path), {field: column for column, (field, _, _) in PHENOTYPES.items()}, []
-    known = lambda h: _is_eid(h) or (_field_of(h) is not None and _field_of(h)[0] in columns)
+    path = Path(path)
+    columns = {field: column for column, (field, _, _) in PHENOTYPES.items()}
+    notes = []
+
+    def known(h):
+        return _is_eid(h) or (_field_of(h) is not None and _field_of(h)[0] in columns)
+
     if not path.is_file():
         raise BadInput(path, "no such file", "Check the path.")
     texts = (
@@ -1024,13 +1058,17 @@ def pair_ukbb(
 ) -> tuple[pd.DataFrame, list[str]]:
     "Files of one visit, one row a participant."
     if isinstance(source, (str, Path)):
-        root, name = Path(source), str(source)
+        root = Path(source)
+        name = str(source)
         if not root.is_dir():
             raise BadInput(root, "no such folder", "Give the folder with the downloaded files.")
         files = [str(f.relative_to(root).as_posix()) for f in root.rglob("*_*_*_*.*")]
     else:
-        files, name = [str(f) for f in source], "listing"
-    found, others, notes = {}, set(), []
+        files = [str(f) for f in source]
+        name = "listing"
+    found = {}
+    others = set()
+    notes = []
     for file in sorted(files):
         m = re.fullmatch(r"(\d+)_(2020[589])_(\d)_(\d+)\.(xml|zip)", re.split(r"[/\\]", file)[-1], re.I)
         column = _BULK.get((m[2], m[5].lower())) if m else None

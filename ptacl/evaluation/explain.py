@@ -67,7 +67,8 @@ def attention_rollout(
     # share of each patch in the strip's vector, sums to 1 less what CLS kept of itself, (B, L, C)
 ) -> Tensor:
     "Follow attention from the strip's vector back to the patches."
-    encoder, seen = model.ecg_encoder, []
+    encoder = model.ecg_encoder
+    seen = []
     if not hasattr(encoder, "blocks"):
         raise BadInput(
             "attention_rollout", f"{type(encoder).__name__} has no attention blocks", "Use the gradients"
@@ -183,10 +184,8 @@ def integrated_gradients(
     _check_pairs(batch)
     if n_points < 8:
         raise BadInput("n_points", f"is {n_points}", "Give 8 or more; 128 is usual")
-    model, batch = (
-        copy.deepcopy(model).double().eval(),
-        Batch(*(x.double() if x.is_floating_point() else x for x in batch)),
-    )
+    model = copy.deepcopy(model).double().eval()
+    batch = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
     flat_BLT, grey_BFHW = _blank(model, batch, compared)
     with torch.no_grad():
         similarity_B, *without = [
@@ -209,7 +208,10 @@ def integrated_gradients(
         )
         for name, nothing in (("signal_BLT", flat_BLT[i]), ("cine_BFHW", grey_BFHW[i])):
             way = getattr(batch, name)[i] - nothing
-            place = lambda alpha: nothing + alpha.view(-1, *[1] * way.ndim) * way
+
+            def place(alpha):
+                return nothing + alpha.view(-1, *[1] * way.ndim) * way
+
             with torch.no_grad():
                 edges = _way_edges(
                     lambda alpha: torch.cat([similar[name](place(part)) for part in alpha.split(chunk)]),
@@ -250,7 +252,8 @@ def shuffled_weights(
     # a copy whose weights are shuffled within each tensor; constants of the input scaling stay
 ) -> torch.nn.Module:
     "Destroy what a model has learned and keep the sizes of its weights."
-    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in other.parameters():
             p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator).to(p.device)].view_as(p))
@@ -274,19 +277,19 @@ def sanity_check(
     "Whether maps depend on the weights."
     if n_shuffles < 1:
         raise BadInput("n_shuffles", f"is {n_shuffles}", "Give 1 or more")
-    learned, others = (
-        explain(model, batch),
-        [explain(shuffled_weights(model, seed + k), batch) for k in range(n_shuffles)],
-    )
+    learned = explain(model, batch)
+    others = [explain(shuffled_weights(model, seed + k), batch) for k in range(n_shuffles)]
     rows = []
     for recording, name, given in (
         ("ECG", "ecg_BLT", batch.signal_BLT - _blank(model, batch)[0]),
         ("cine", "cine_BFHW", batch.cine_BFHW - _blank(model, batch)[1]),
     ):
-        own, of_others = getattr(learned, name), [getattr(o, name) for o in others]
-        alike = lambda f, maps: float(
-            np.mean([abs(_rank_correlation(f(a), f(b))) for m in maps for a, b in zip(own, m)])
-        )
+        own = getattr(learned, name)
+        of_others = [getattr(o, name) for o in others]
+
+        def alike(f, maps):
+            return float(np.mean([abs(_rank_correlation(f(a), f(b))) for m in maps for a, b in zip(own, m)]))
+
         signed = alike(lambda x: x, of_others)
         rows.append(
             dict(
@@ -321,11 +324,9 @@ def relevance_by_phase(
     n_bins: int,  # bins of the cycle
 ) -> np.ndarray:  # share of the summed sizes, adds up to 1 (0 where there are none), (L, Q)
     "How the size of a map is spread over leads and cardiac phase."
-    share_LT, phase_T, is_valid_T = (
-        np.abs(np.asarray(share_LT, dtype=float)),
-        np.asarray(phase_T, dtype=float),
-        np.asarray(is_valid_T, dtype=bool),
-    )
+    share_LT = np.abs(np.asarray(share_LT, dtype=float))
+    phase_T = np.asarray(phase_T, dtype=float)
+    is_valid_T = np.asarray(is_valid_T, dtype=bool)
     if share_LT.shape[1:] != phase_T.shape or phase_T.shape != is_valid_T.shape:
         raise BadInput(
             "share_LT", f"shape {share_LT.shape} for phases of {phase_T.shape}", "Give one phase a sample"
@@ -350,7 +351,8 @@ def plot_ecg_share(
     gap_mv: float = 2.5,  # distance between leads, mV
 ) -> Axes:  # the axes
     "The leads below each other, coloured by what they add to the similarity."
-    signal_LT, share_LT = np.asarray(signal_LT, dtype=float), np.asarray(share_LT, dtype=float)
+    signal_LT = np.asarray(signal_LT, dtype=float)
+    share_LT = np.asarray(share_LT, dtype=float)
     if signal_LT.shape != share_LT.shape or len(signal_LT) != len(lead_names):
         raise BadInput(
             "share_LT",
@@ -358,7 +360,8 @@ def plot_ecg_share(
             "Give one share a sample and one name a lead",
         )
     n = max(1, round(window_s * fs))
-    sum_LT, t = uniform_filter1d(share_LT, n, axis=1, mode="constant") * n, np.arange(signal_LT.shape[1]) / fs
+    sum_LT = uniform_filter1d(share_LT, n, axis=1, mode="constant") * n
+    t = np.arange(signal_LT.shape[1]) / fs
     top = max(float(np.quantile(np.abs(sum_LT), 0.995)), 1e-12)
     for k, (x_T, s_T) in enumerate(zip(signal_LT, sum_LT)):
         points = np.stack([t, x_T - gap_mv * k], 1)
@@ -393,7 +396,8 @@ def plot_cine_share(
     blur_px: float = 1.0,  # standard deviation of the smoothing of the map, pixels
 ) -> Figure:  # the figure drawn on
     "Frames beside their map."
-    frames_FHW, share_FHW = np.asarray(frames_FHW, dtype=float), np.asarray(share_FHW, dtype=float)
+    frames_FHW = np.asarray(frames_FHW, dtype=float)
+    share_FHW = np.asarray(share_FHW, dtype=float)
     if frames_FHW.shape != share_FHW.shape or len(axes) != 2 * len(shown):
         raise BadInput(
             "share_FHW",
@@ -402,7 +406,8 @@ def plot_cine_share(
         )
     smooth_FHW = gaussian_filter(share_FHW, (0, blur_px, blur_px))
     top = max(float(np.quantile(np.abs(smooth_FHW[list(shown.values())]), 0.995)), 1e-12)
-    (dy, dx), (_, H, W) = spacing_mm, frames_FHW.shape
+    (dy, dx) = spacing_mm
+    (_, H, W) = frames_FHW.shape
     for k, (title, frame) in enumerate(shown.items()):
         for j, ax in enumerate(axes[2 * k : 2 * k + 2]):
             ax.imshow(

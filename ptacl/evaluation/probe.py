@@ -52,7 +52,8 @@ PENALTIES = np.logspace(-5, 3, 17)  # candidates per training participant, on st
 
 def _training_pair(train_BD: ArrayLike, target_B: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Features and target as finite arrays of equal length."
-    train_BD, target_B = as_rows(train_BD, "training features"), np.asarray(target_B, dtype=float)
+    train_BD = as_rows(train_BD, "training features")
+    target_B = np.asarray(target_B, dtype=float)
     if target_B.shape != (len(train_BD),):
         raise BadInput(
             "target",
@@ -110,15 +111,19 @@ def regression_statistics(
     sample: np.ndarray,  # resamples of target and prediction, (R, n, 2)
 ) -> np.ndarray:  # R2, Pearson r, MAE of each, (R, 3)
     "The three scores of many resamples at once, for `bootstrap_ci` and paired comparisons."
-    target, predicted = sample[..., 0], sample[..., 1]
+    target = sample[..., 0]
+    predicted = sample[..., 1]
     error = target - predicted
     t, p = (v - v.mean(axis=1, keepdims=True) for v in (target, predicted))
-    tt, pp, tp = (t * t).sum(axis=1), (p * p).sum(axis=1), (t * p).sum(axis=1)
+    tt = (t * t).sum(axis=1)
+    pp = (p * p).sum(axis=1)
+    tp = (t * p).sum(axis=1)
     # predictions without spread, up to rounding
     flat = pp <= 1e-20 * np.maximum(tt, predicted[:, 0] ** 2)
     # no spread in the target: undefined, NaN or infinite
     with np.errstate(divide="ignore", invalid="ignore"):
-        r2, r = 1 - (error**2).sum(axis=1) / tt, np.where(flat & (tt > 0), 0, tp / np.sqrt(tt * pp))
+        r2 = 1 - (error**2).sum(axis=1) / tt
+        r = np.where(flat & (tt > 0), 0, tp / np.sqrt(tt * pp))
     return np.stack([r2, r, np.abs(error).mean(axis=1)], axis=1)
 
 
@@ -156,9 +161,12 @@ CALIBRATION = ("calibration slope", "calibration intercept")
 
 def _calibration_statistics(sample: np.ndarray) -> np.ndarray:
     "Slope and intercept of resamples (R, n, 2) of target and prediction: (R, 2)."
-    target, predicted = sample[..., 0], sample[..., 1]
+    target = sample[..., 0]
+    predicted = sample[..., 1]
     t, p = (v - v.mean(axis=1, keepdims=True) for v in (target, predicted))
-    tt, pp, tp = (t * t).sum(axis=1), (p * p).sum(axis=1), (t * p).sum(axis=1)
+    tt = (t * t).sum(axis=1)
+    pp = (p * p).sum(axis=1)
+    tp = (t * p).sum(axis=1)
     flat = pp <= 1e-20 * np.maximum(tt, predicted[:, 0] ** 2)
     return np.stack(
         [np.where(flat, 0, tp / np.where(flat, 1, pp)), (target - predicted).mean(axis=1)], axis=1
@@ -195,7 +203,8 @@ def _checked(
     train_BD: ArrayLike, train_y: pd.DataFrame, test_BD: ArrayLike, test_y: pd.DataFrame
 ) -> tuple[np.ndarray, np.ndarray]:
     "Features as arrays; everything of matching size and columns."
-    train_BD, test_BD = as_rows(train_BD, "training features"), as_rows(test_BD, "test features")
+    train_BD = as_rows(train_BD, "training features")
+    test_BD = as_rows(test_BD, "test features")
     if train_BD.shape[1] != test_BD.shape[1]:
         raise BadInput(
             "test features",
@@ -247,18 +256,17 @@ def _probe(
 ) -> pd.DataFrame:
     "Fit and score every phenotype on those who have it; NaN rows where fewer than 3 do."
     _checked(train_BD, train_y, test_BD, test_y)
-    predicted, frames, metrics = (
-        predict_phenotypes(train_BD, train_y, test_BD, fit),
-        [],
-        [*METRICS, *(CALIBRATION if calibration else ())],
-    )
+    predicted = predict_phenotypes(train_BD, train_y, test_BD, fit)
+    frames = []
+    metrics = [*METRICS, *(CALIBRATION if calibration else ())]
     for name in train_y:
         if name not in units:
             raise BadInput(
                 str(name), "has no unit", "Add it to `units`; participants.json of the cohort holds it."
             )
         y_train, y_test = (y[name].to_numpy(dtype=float) for y in (train_y, test_y))
-        fitted, has = np.isfinite(y_train), np.isfinite(y_test)
+        fitted = np.isfinite(y_train)
+        has = np.isfinite(y_test)
         if min(fitted.sum(), has.sum()) < 3:
             scores = pd.DataFrame(dict(metric=metrics, value=np.nan, low=np.nan, high=np.nan, chance=np.nan))
         else:
@@ -356,10 +364,13 @@ def classification_statistics(
     sample: np.ndarray,  # resamples of label (0 or 1) and probability, (R, n, 2)
 ) -> np.ndarray:  # AUROC, AUPRC, Brier of each, NaN without a case or a control, (R, 3)
     "The three scores of many resamples at once, for `bootstrap_ci` and paired comparisons."
-    label, p = sample[..., 0], sample[..., 1]
-    cases, n = label.sum(axis=1), label.shape[1]
+    label = sample[..., 0]
+    p = sample[..., 1]
+    cases = label.sum(axis=1)
+    n = label.shape[1]
     order = np.argsort(-p, axis=1, kind="stable")
-    label_down, p_down = np.take_along_axis(label, order, axis=1), np.take_along_axis(p, order, axis=1)
+    label_down = np.take_along_axis(label, order, axis=1)
+    p_down = np.take_along_axis(p, order, axis=1)
     # where a threshold's tie ends
     last = np.where(np.diff(p_down, axis=1, append=-np.inf) < 0, np.arange(n), n)
     end = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
@@ -407,21 +418,21 @@ def calibration_bins(
     if n_bins < 1:
         raise BadInput("n_bins", f"is {n_bins}", "Pass a whole number of at least 1.")
     edges = np.unique(np.quantile(pair_B2[:, 1], np.arange(1, n_bins) / n_bins))
-    bin_B, rows = np.searchsorted(edges, pair_B2[:, 1], side="left"), []
+    bin_B = np.searchsorted(edges, pair_B2[:, 1], side="left")
+    rows = []
     for b, i in enumerate(np.unique(bin_B)):
-        (observed, predicted), n = pair_B2[bin_B == i].mean(axis=0), int((bin_B == i).sum())
+        (observed, predicted) = pair_B2[bin_B == i].mean(axis=0)
+        n = int((bin_B == i).sum())
         if is_probability:
             z = norm.ppf(0.975)
-            centre, half = (
-                (observed + z * z / (2 * n)) / (1 + z * z / n),
-                z * np.sqrt(observed * (1 - observed) / n + z * z / (4 * n * n)) / (1 + z * z / n),
-            )
+            centre = (observed + z * z / (2 * n)) / (1 + z * z / n)
+            half = z * np.sqrt(observed * (1 - observed) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         else:
-            centre, half = (
-                observed,
+            centre = observed
+            half = (
                 student_t.ppf(0.975, n - 1) * pair_B2[bin_B == i, 0].std(ddof=1) / np.sqrt(n)
                 if n > 1
-                else np.nan,
+                else np.nan
             )
         rows.append(
             dict(bin=b, n=n, predicted=predicted, observed=observed, low=centre - half, high=centre + half)
@@ -476,13 +487,13 @@ def condition_probe(
 ) -> pd.DataFrame:
     "Logistic regression from frozen features to every condition, scored on the test participants."
     _checked(train_BD, train_labels, test_BD, test_labels)
-    predicted, frames = (
-        predict_conditions(train_BD, train_labels, test_BD, min_cases=min_cases, seed=seed),
-        [],
-    )
+    predicted = predict_conditions(train_BD, train_labels, test_BD, min_cases=min_cases, seed=seed)
+    frames = []
     for name in train_labels:
-        fitted, asked = _labels(train_labels[name], str(name)), _labels(test_labels[name], str(name))
-        note, has = _too_few(fitted, asked, max(min_cases, 2)), np.isfinite(asked)
+        fitted = _labels(train_labels[name], str(name))
+        asked = _labels(test_labels[name], str(name))
+        note = _too_few(fitted, asked, max(min_cases, 2))
+        has = np.isfinite(asked)
         if note:
             scores = pd.DataFrame(
                 dict(metric=CONDITION_METRICS, value=np.nan, low=np.nan, high=np.nan, chance=np.nan)
@@ -548,7 +559,8 @@ def label_efficiency(
     # the probe's table for each, with the columns fraction, n_labels and seed
 ) -> pd.DataFrame:
     "A probe with fewer and fewer labels."
-    train_BD, frames = as_rows(train_BD, "training features"), []
+    train_BD = as_rows(train_BD, "training features")
+    frames = []
     for i, seed in enumerate(seeds):
         for fraction, rows in label_subsets(len(train_BD), fractions, seed=seed).items():
             if i and len(rows) == len(train_BD):

@@ -77,10 +77,8 @@ def _unit_rows(embedding: ArrayLike, name: str) -> np.ndarray:
 
 def _paired(query_BE: ArrayLike, gallery_BE: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Both as unit rows, checked to be of equal shape and at least two participants."
-    query_BE, gallery_BE = (
-        _unit_rows(query_BE, "query embeddings"),
-        _unit_rows(gallery_BE, "gallery embeddings"),
-    )
+    query_BE = _unit_rows(query_BE, "query embeddings")
+    gallery_BE = _unit_rows(gallery_BE, "gallery embeddings")
     if query_BE.shape != gallery_BE.shape:
         raise BadInput(
             "embeddings",
@@ -110,7 +108,8 @@ def ranks(
     for rows in _blocks(len(query_BE)):
         sim_BB = query_BE[rows] @ gallery_BE.T
         ahead_BB = sim_BB - np.take_along_axis(sim_BB, np.arange(rows.start, rows.stop)[:, None], axis=1)
-        better, tied = (ahead_BB > TIE).sum(axis=1), (np.abs(ahead_BB) <= TIE).sum(axis=1)
+        better = (ahead_BB > TIE).sum(axis=1)
+        tied = (np.abs(ahead_BB) <= TIE).sum(axis=1)
         out.append(better + (tied + 1) / 2)
     return np.concatenate(out)
 
@@ -159,13 +158,15 @@ def bootstrap_ci(
         raise BadInput("bootstrap", "no participant", "Check what the table or the split left over.")
     if not 0 < level < 1:
         raise BadInput("level", f"is {level}", "Pass a fraction such as 0.95.")
-    rng, per = np.random.default_rng(seed), max(1, 4_000_000 // values.size)
+    rng = np.random.default_rng(seed)
+    per = max(1, 4_000_000 // values.size)
     drawn = [
         statistic(values[rng.integers(n, size=(min(per, n_boot - i), n))]) for i in range(0, n_boot, per)
     ]
     drawn = np.concatenate(drawn)
     usable = np.where(np.isfinite(drawn), drawn, np.nan).reshape(n_boot, -1)
-    bounds, some = np.full((2, usable.shape[1]), np.nan), ~np.isnan(usable).all(axis=0)
+    bounds = np.full((2, usable.shape[1]), np.nan)
+    some = ~np.isnan(usable).all(axis=0)
     bounds[:, some] = np.nanpercentile(usable[:, some], [50 * (1 - level), 50 * (1 + level)], axis=0)
     low, high = bounds.reshape(2, *drawn.shape[1:])
     return Interval(statistic(values[None])[0], low, high)
@@ -223,7 +224,8 @@ def retrieval_metrics(
 def _top_weights(score_QG: np.ndarray, k: int, tie: float) -> np.ndarray:
     "1 for the k highest scores of each row, 0 for the others; ties at the k-th place share what is left; -inf is never chosen."
     kth_Q1 = -np.partition(-score_QG, k - 1, axis=1)[:, k - 1 : k]
-    ahead_QG, tied_QG = score_QG > kth_Q1 + tie, np.abs(score_QG - kth_Q1) <= tie
+    ahead_QG = score_QG > kth_Q1 + tie
+    tied_QG = np.abs(score_QG - kth_Q1) <= tie
     share_Q1 = (k - ahead_QG.sum(axis=1, keepdims=True)) / tied_QG.sum(axis=1, keepdims=True)
     return ahead_QG + tied_QG * share_Q1
 
@@ -235,7 +237,8 @@ def _top_k_mean(score_BB: np.ndarray, distance_BB: np.ndarray, k: int, tie: floa
 
 def _phenotype_distances(query_BE: np.ndarray, gallery_BE: np.ndarray, y_B: np.ndarray, k: int) -> np.ndarray:
     "Per query, the mean absolute difference in y to those retrieved, to everybody else, and to the k nearest in y: (B, 3)."
-    n, out = len(y_B), []
+    n = len(y_B)
+    out = []
     for rows in _blocks(n):
         own_BB = np.arange(rows.start, rows.stop)[:, None] == np.arange(n)
         distance_BB = np.abs(y_B[rows, None] - y_B)
@@ -284,7 +287,8 @@ def phenotype_retrieval(
             )
         y_B = phenotypes[name].to_numpy(dtype=float)
         has = np.isfinite(y_B)
-        value, n = np.full((3, 3), np.nan), int(has.sum())
+        value = np.full((3, 3), np.nan)
+        n = int(has.sum())
         if n > k:
             distances = _phenotype_distances(query_BE[has], gallery_BE[has], y_B[has], k)
             value = np.array(bootstrap_ci(distances, lambda s: s.mean(axis=1), n_boot=n_boot, seed=seed))
@@ -344,7 +348,8 @@ def _dcg(score_QG: np.ndarray, gain_QG: np.ndarray, k: int, tie: float) -> np.nd
     score_QK = np.take_along_axis(score_QG, top_QK, axis=1)
     order_QK = np.argsort(-score_QK, axis=1)
     score_QK, top_QK = (np.take_along_axis(a, order_QK, axis=1) for a in (score_QK, top_QK))
-    gain_QK, last_Q1 = np.take_along_axis(gain_QG, top_QK, axis=1), score_QK[:, -1:]
+    gain_QK = np.take_along_axis(gain_QG, top_QK, axis=1)
+    last_Q1 = score_QK[:, -1:]
     # the tie at the k-th place goes on beyond the list
     tied_QG = np.abs(score_QG - last_Q1) <= tie
     mean_Q1 = (tied_QG * gain_QG).sum(axis=1, keepdims=True) / tied_QG.sum(axis=1, keepdims=True)
@@ -358,7 +363,8 @@ def _dcg(score_QG: np.ndarray, gain_QG: np.ndarray, k: int, tie: float) -> np.nd
 def _similar_block(sim_QG: np.ndarray, distance_QG: np.ndarray, k: int, width_sd: float) -> np.ndarray:
     "Distance, precision, nDCG; their chance; their best, of queries with k others at a finite distance at least: (Q, 3, 3)."
     can_QG = np.isfinite(distance_QG)
-    others_Q, safe_QG = can_QG.sum(axis=1), np.where(can_QG, distance_QG, 0)
+    others_Q = can_QG.sum(axis=1)
+    safe_QG = np.where(can_QG, distance_QG, 0)
     gain_QG = np.where(can_QG, np.exp(-(safe_QG**2) / (2 * width_sd**2)), 0)
     found_QG = _top_weights(np.where(can_QG, sim_QG, -np.inf), k, TIE)
     nearest_QG = distance_QG <= np.partition(distance_QG, k - 1, axis=1)[:, k - 1 : k] + TIE
@@ -378,7 +384,8 @@ def _similar_block(sim_QG: np.ndarray, distance_QG: np.ndarray, k: int, width_sd
 ALL = "all phenotypes"  # the row for all of them together
 DIFFERENCE = "mean absolute difference"  # name of the metric for one phenotype
 DISTANCE = "mean distance"  # for all of them
-PRECISION, NDCG = "precision@k", "nDCG@k"  # likewise
+PRECISION = "precision@k"  # likewise
+NDCG = "nDCG@k"
 
 
 def similar_by_participant(
@@ -405,7 +412,8 @@ def similar_by_participant(
         raise BadInput("k", f"is {k}", "Pass a whole number of at least 1.")
     if not width_sd > 0:
         raise BadInput("width_sd", f"is {width_sd}", "Pass a positive number of SD, such as 0.5.")
-    z_BP, n = standardise_phenotypes(phenotypes), len(query_BE)
+    z_BP = standardise_phenotypes(phenotypes)
+    n = len(query_BE)
     sets = [(str(name), z_BP[:, i : i + 1]) for i, name in enumerate(phenotypes)] + [(ALL, z_BP)]
     frames = []
     for rows in _blocks(n, 8):
@@ -528,7 +536,8 @@ class Found(NamedTuple):
 
 # %% ../../nbs/evaluation/10_retrieval.ipynb #b26d337d
 _SPARE = 16  # candidates kept beyond k
-_QUERY, _GALLERY = "query embeddings", "gallery embeddings"
+_QUERY = "query embeddings"
+_GALLERY = "gallery embeddings"
 
 
 def _unit(part_BE: ArrayLike, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -555,11 +564,10 @@ def _search_torch(
     dtype: torch.dtype,
 ) -> Found:
     "The k nearest, block by block."
-    n, own = len(query_QE), torch.as_tensor(own_Q, device=device)
-    best_QK, index_QK = (
-        torch.full((n, k), -torch.inf, dtype=dtype, device=device),
-        torch.full((n, k), -1, device=device),
-    )
+    n = len(query_QE)
+    own = torch.as_tensor(own_Q, device=device)
+    best_QK = torch.full((n, k), -torch.inf, dtype=dtype, device=device)
+    index_QK = torch.full((n, k), -1, device=device)
     for start in range(0, len(gallery_GE), blocks[1]):
         part_GE = _unit(gallery_GE[start : start + blocks[1]], _GALLERY, device, dtype)
         for q in (slice(i, min(i + blocks[0], n)) for i in range(0, n, blocks[0])):
@@ -584,8 +592,12 @@ def _search_faiss(
         raise BadInput(
             "backend", "FAISS is not installed", "pip install faiss-cpu, or use backend='torch'."
         ) from None
-    unit = lambda part, name: _unit(part, name, torch.device("cpu"), torch.float32).numpy()
-    index, n = faiss.IndexFlatIP(gallery_GE.shape[1]), len(query_QE)
+
+    def unit(part, name):
+        return _unit(part, name, torch.device("cpu"), torch.float32).numpy()
+
+    index = faiss.IndexFlatIP(gallery_GE.shape[1])
+    n = len(query_QE)
     for start in range(0, len(gallery_GE), blocks[1]):
         index.add(unit(gallery_GE[start : start + blocks[1]], _GALLERY))
     found = [
@@ -603,7 +615,9 @@ def _search_faiss(
 
 def _rescore(query_QE: ArrayLike, gallery_GE: ArrayLike, index_QK: np.ndarray, k: int) -> Found:
     "The k best of the candidates in float64, equal ones by their row."
-    size, out, cpu = max(1, 4_000_000 // (index_QK.shape[1] * gallery_GE.shape[1])), [], torch.device("cpu")
+    size = max(1, 4_000_000 // (index_QK.shape[1] * gallery_GE.shape[1]))
+    out = []
+    cpu = torch.device("cpu")
     for i in range(0, len(index_QK), size):
         index = index_QK[i : i + size]
         near_KE = _unit(
@@ -651,7 +665,9 @@ def search_gallery(
         raise BadInput(
             "own_Q", f"shape {own_Q.shape} for {len(query_QE)} queries", "Give one row number a query."
         )
-    blocks, wanted, where = (query_block, gallery_block), min(k + _SPARE, others), torch.device(device)
+    blocks = (query_block, gallery_block)
+    wanted = min(k + _SPARE, others)
+    where = torch.device(device)
     # otherwise torch may round to 10 bits
     single = torch.get_float32_matmul_precision() == "highest"
     if backend == "faiss":

@@ -77,7 +77,9 @@ def _resampled(
     arrays: Sequence[np.ndarray], statistic: Statistic, n_boot: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     "The statistic of every array on all participants (S, m) and on the same resamples of them (S, R, m)."
-    n, per, rng = len(arrays[0]), max(1, 4_000_000 // arrays[0].size), np.random.default_rng(seed)
+    n = len(arrays[0])
+    per = max(1, 4_000_000 // arrays[0].size)
+    rng = np.random.default_rng(seed)
     drawn = []
     for i in range(0, n_boot, per):
         rows_RN = rng.integers(n, size=(min(per, n_boot - i), n))
@@ -88,7 +90,8 @@ def _resampled(
 def _bounds(drawn_RM: np.ndarray, level: float) -> np.ndarray:
     "Percentile ends, resamples without a value left out: (2, m)."
     usable_RM = np.where(np.isfinite(drawn_RM), drawn_RM, np.nan)
-    some_M, out = ~np.isnan(usable_RM).all(axis=0), np.full((2, drawn_RM.shape[1]), np.nan)
+    some_M = ~np.isnan(usable_RM).all(axis=0)
+    out = np.full((2, drawn_RM.shape[1]), np.nan)
     out[:, some_M] = np.nanpercentile(usable_RM[:, some_M], [50 * (1 - level), 50 * (1 + level)], axis=0)
     return out
 
@@ -123,7 +126,8 @@ def score_over_seeds(
         raise BadInput(
             "names", f"{len(names)} for {own_SM.shape[1]} metrics", "Name every column of the statistic."
         )
-    value, (low, high) = own_SM.mean(axis=0), _bounds(drawn_SRM.mean(axis=0), level)
+    value = own_SM.mean(axis=0)
+    (low, high) = _bounds(drawn_SRM.mean(axis=0), level)
     error, df = _total(drawn_SRM.mean(axis=0), len(arrays[0]), [own_SM])
     half = student_t.ppf((1 + level) / 2, df) * error
     sd = own_SM.std(axis=0, ddof=1) if len(own_SM) > 1 else np.full(len(names), np.nan)
@@ -159,7 +163,8 @@ def paired_difference(
     # p_total
 ) -> pd.DataFrame:
     "Difference of two methods' scores, means over their seeds, participants resampled in pairs."
-    a, b = _values(ours, "ours"), _values(theirs, "theirs")
+    a = _values(ours, "ours")
+    b = _values(theirs, "theirs")
     if a[0].shape != b[0].shape:
         raise BadInput(
             "theirs",
@@ -182,7 +187,8 @@ def paired_difference(
         / (1 + np.isfinite(drawn_RM).sum(axis=0)),
     )
     error, df = _total(drawn_RM, len(a[0]), groups)
-    half, t = student_t.ppf((1 + level) / 2, df) * error, np.abs(value) / np.maximum(error, 1e-300)
+    half = student_t.ppf((1 + level) / 2, df) * error
+    t = np.abs(value) / np.maximum(error, 1e-300)
     seed_se = np.sqrt(
         sum(g.var(axis=0, ddof=1) / len(g) if len(g) > 1 else np.full(len(value), np.nan) for g in groups)
     )

@@ -40,7 +40,8 @@ def info_nce(
     if not torch.is_tensor(temperature) and not temperature > 0:
         raise BadInput("info_nce", f"temperature {temperature}", "Give a number above 0")
     with torch.autocast(ecg_BE.device.type, enabled=False):
-        ecg_BE, cmr_BE = unit(ecg_BE), unit(cmr_BE)
+        ecg_BE = unit(ecg_BE)
+        cmr_BE = unit(cmr_BE)
         B = len(ecg_BE)
         if not chunk and B > 2048:
             chunk = max(1, 2**22 // B)
@@ -51,7 +52,8 @@ def info_nce(
                 torch.as_tensor(1 / temperature, dtype=ecg_BE.dtype, device=ecg_BE.device),
                 chunk,
             )
-        sim_BB, own_B = ecg_BE @ cmr_BE.T / temperature, torch.arange(B, device=ecg_BE.device)
+        sim_BB = ecg_BE @ cmr_BE.T / temperature
+        own_B = torch.arange(B, device=ecg_BE.device)
         return (F.cross_entropy(sim_BB, own_B) + F.cross_entropy(sim_BB.T, own_B)) / 2
 
 
@@ -74,12 +76,10 @@ class _Chunked(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         ecg_BE, cmr_BE, scale, over_cmr_B, over_ecg_B = ctx.saved_tensors
-        to_ecg_BE, to_cmr_BE, to_scale, B = (
-            torch.empty_like(ecg_BE),
-            torch.zeros_like(cmr_BE),
-            torch.zeros_like(scale),
-            len(ecg_BE),
-        )
+        to_ecg_BE = torch.empty_like(ecg_BE)
+        to_cmr_BE = torch.zeros_like(cmr_BE)
+        to_scale = torch.zeros_like(scale)
+        B = len(ecg_BE)
         for i in range(0, B, ctx.chunk):
             some_CE = ecg_BE[i : i + ctx.chunk]
             sim_CB = (some_CE @ cmr_BE.T).mul_(scale)

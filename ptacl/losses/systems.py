@@ -44,7 +44,8 @@ def info_nce_alike(
     if are not in ("removed", "attracted"):
         raise BadInput("info_nce_alike", f"{are!r} is neither removed nor attracted", "Choose one of them")
     with torch.autocast(ecg_BE.device.type, enabled=False):
-        sim_BB, alike_BB = unit(ecg_BE) @ unit(cmr_BE).T / temperature, most_alike(cmr_BE, k)
+        sim_BB = unit(ecg_BE) @ unit(cmr_BE).T / temperature
+        alike_BB = most_alike(cmr_BE, k)
         own_BB = torch.eye(len(sim_BB), dtype=sim_BB.dtype, device=sim_BB.device)
         if are == "removed":
             return -sum(

@@ -112,15 +112,19 @@ class CineEncoder(Saved, nn.Module):
         )
         if size_px % 16:
             raise BadInput("CineEncoder", f"frames of {size_px} pixels", "Give a multiple of 16")
-        self.n_frames, self.size_px, self.dim = n_frames, size_px, dim
+        self.n_frames = n_frames
+        self.size_px = size_px
+        self.dim = dim
         self.stem = conv_stem(dim)
         self.place_1MD = nn.Parameter(0.2 * sincos_grid(size_px // 16, size_px // 16, dim)[None])
         self.time_1FD = nn.Parameter(sincos_positions(n_frames, dim)[None])
         self.blocks_space = nn.ModuleList(Block(dim, heads, dropout=dropout) for _ in range(depth_space))
-        self.norm_space, self.narrow = nn.LayerNorm(dim), nn.Linear(dim, dim // 4)
+        self.norm_space = nn.LayerNorm(dim)
+        self.narrow = nn.Linear(dim, dim // 4)
         self.gather = nn.Linear((size_px // 16) ** 2 * (dim // 4), dim)
         self.blocks_time = nn.ModuleList(Block(dim, heads, dropout=dropout) for _ in range(depth_time))
-        self.norm, self.pool = nn.LayerNorm(dim), nn.Linear(5 * dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.pool = nn.Linear(5 * dim, dim)
 
     def forward(
         self,
@@ -132,7 +136,7 @@ class CineEncoder(Saved, nn.Module):
         "Encode a batch of cines."
         B, F, H, W = cine_BFHW.shape
         n_frames = self.n_frames if kept_BF is None else kept_BF.shape[1]
-        if (F, H, W) != (n_frames, self.size_px, self.size_px):
+        if (n_frames, self.size_px, self.size_px) != (F, H, W):
             raise BadInput(
                 "CineEncoder",
                 f"the cine is {F} frames of {H} x {W}",

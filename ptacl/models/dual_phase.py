@@ -54,11 +54,10 @@ class DualPhase(System):
             ecg_keep=ecg_keep,
             linear_heads=linear_heads,
         )
-        self.ed_encoder, self.es_encoder = ed_encoder, es_encoder
-        self.ed_head, self.es_head = (
-            ProjectionHead(ed_encoder.dim, embed_dim, linear_heads),
-            ProjectionHead(es_encoder.dim, embed_dim, linear_heads),
-        )
+        self.ed_encoder = ed_encoder
+        self.es_encoder = es_encoder
+        self.ed_head = ProjectionHead(ed_encoder.dim, embed_dim, linear_heads)
+        self.es_head = ProjectionHead(es_encoder.dim, embed_dim, linear_heads)
 
     def encode_cine(
         self,
@@ -84,7 +83,8 @@ class DualPhase(System):
         "Embed the ECG and both volumes of every participant."
         ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, self.kept_patches(batch))[1]
         ed_BD, es_BD = self.encode_cine(batch)
-        ecg_BE, cmr_BQE = self.ecg_head(ecg_BD), torch.stack([self.ed_head(ed_BD), self.es_head(es_BD)], 1)
+        ecg_BE = self.ecg_head(ecg_BD)
+        cmr_BQE = torch.stack([self.ed_head(ed_BD), self.es_head(es_BD)], 1)
         return Embeddings(
             ecg_BE,
             F.normalize(cmr_BQE.sum(1), dim=1),

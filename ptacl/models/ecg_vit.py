@@ -73,7 +73,9 @@ def draw_kept(
 
 # %% ../../nbs/models/20_ecg_vit.ipynb #b756afe6
 # bins of a fifth of a patch, 20 ms: lags of the autocorrelation, and the average beat's reach
-LAGS, BEFORE, AFTER = 100, 15, 30
+LAGS = 100
+BEFORE = 15
+AFTER = 30
 
 
 def _lagged(x_BT: Tensor, first: int, n: int) -> Tensor:
@@ -94,7 +96,8 @@ def slope_autocorrelation(
     n_lags: int,  # lags from 0 on, steps of T
 ) -> Tensor:  # 1 at lag 0, or 0 throughout where nothing changes, (B, n_lags)
     "Autocorrelation of the slope about its mean."
-    centred_BT, T = slope_BT - slope_BT.mean(1, keepdim=True), slope_BT.shape[1]
+    centred_BT = slope_BT - slope_BT.mean(1, keepdim=True)
+    T = slope_BT.shape[1]
     product_BK = (centred_BT[:, None] @ _lagged(centred_BT, 0, n_lags))[:, 0]
     product_BK = product_BK * (T / (T - torch.arange(n_lags, device=slope_BT.device)).clamp(min=1))
     return product_BK / product_BK[:, :1].clamp(min=1e-12)
@@ -123,14 +126,16 @@ def strip_summary(
     # + AFTER))
 ) -> Tensor:
     "What repeats in a strip."
-    (B, L, C), P = seen_BLC.shape, signal_BLT.shape[2] // seen_BLC.shape[2]
+    (B, L, C) = seen_BLC.shape
+    P = signal_BLT.shape[2] // seen_BLC.shape[2]
     # sizes alone (meta) have no autocast
     with torch.autocast("cpu" if signal_BLT.is_meta else signal_BLT.device.type, enabled=False):
-        signal_BLCP, seen_BLC = (
-            signal_BLT.to(torch.promote_types(signal_BLT.dtype, torch.float32)).view(B, L, C, P),
-            seen_BLC.to(torch.promote_types(signal_BLT.dtype, torch.float32)),
-        )
-        bins = lambda x: x.view(B, L, C, 5, P // 5).mean(4) * seen_BLC[..., None]
+        signal_BLCP = signal_BLT.to(torch.promote_types(signal_BLT.dtype, torch.float32)).view(B, L, C, P)
+        seen_BLC = seen_BLC.to(torch.promote_types(signal_BLT.dtype, torch.float32))
+
+        def bins(x):
+            return x.view(B, L, C, 5, P // 5).mean(4) * seen_BLC[..., None]
+
         n_BC1 = seen_BLC.sum(1)[..., None]
         slope_BC5 = bins(F.pad(signal_BLCP.diff(dim=3).abs(), (0, 1))).sum(1) / n_BC1.clamp(min=1)
         level_B11 = (slope_BC5 * (n_BC1 > 0)).sum((1, 2), keepdim=True) / (
@@ -146,7 +151,8 @@ def strip_summary(
 # %% ../../nbs/models/20_ecg_vit.ipynb #5efa0f98
 def _lead_and_time(n_leads: int, n_columns: int, dim: int) -> Tensor:
     "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
-    lead_LD, time_PD = 0.5 * torch.randn(n_leads, dim // 2), 0.1 * sincos_positions(n_columns, dim // 2)
+    lead_LD = 0.5 * torch.randn(n_leads, dim // 2)
+    time_PD = 0.1 * sincos_positions(n_columns, dim // 2)
     return torch.cat([lead_LD.repeat_interleave(n_columns, 0), time_PD.repeat(n_leads, 1)], dim=1)
 
 
@@ -200,13 +206,11 @@ class ECGEncoder(Saved, nn.Module):
                 f"patches of {patch} samples have no whole fifths",
                 "Set summary to False or change the patch",
             )
-        self.n_leads, self.n_columns, self.patch, self.dim, self.pool = (
-            n_leads,
-            n_samples // patch,
-            patch,
-            dim,
-            pool,
-        )
+        self.n_leads = n_leads
+        self.n_columns = n_samples // patch
+        self.patch = patch
+        self.dim = dim
+        self.pool = pool
         self.n_patches = self.n_leads * self.n_columns
         self.from_patch = nn.Linear(patch, dim)
         self.cls_11D = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
@@ -228,13 +232,14 @@ class ECGEncoder(Saved, nn.Module):
     ) -> tuple[Tensor, Tensor]:
         "Encode a batch of ECG windows."
         B, L, T = signal_BLT.shape
-        if (L, T) != (self.n_leads, self.n_columns * self.patch):
+        if (self.n_leads, self.n_columns * self.patch) != (L, T):
             raise BadInput(
                 "ECGEncoder",
                 f"the window is {L} leads x {T} samples",
                 f"Give {self.n_leads} x {self.n_columns * self.patch}",
             )
-        patches, position_BND = signal_BLT.reshape(B, -1, self.patch), self.position_1ND.expand(B, -1, -1)
+        patches = signal_BLT.reshape(B, -1, self.patch)
+        position_BND = self.position_1ND.expand(B, -1, -1)
         # an exported graph cannot branch on a value
         all_good = lead_ok_BL is None or (not torch.compiler.is_exporting() and bool(lead_ok_BL.all()))
         is_valid_BN = None if all_good else lead_ok_BL.repeat_interleave(self.n_columns, dim=1)

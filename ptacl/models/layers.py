@@ -44,7 +44,8 @@ def sincos_grid(
     dim: int,  # width, a multiple of 4
 ) -> Tensor:  # one row a cell, row-major, (rows * columns, dim), float32
     "Sine-cosine embedding of a grid: half of the width for the row, half for the column."
-    row_RD, column_CD = sincos_positions(rows, dim // 2), sincos_positions(columns, dim // 2)
+    row_RD = sincos_positions(rows, dim // 2)
+    column_CD = sincos_positions(columns, dim // 2)
     return torch.cat([row_RD.repeat_interleave(columns, 0), column_CD.repeat(rows, 1)], dim=1)
 
 
@@ -63,7 +64,8 @@ class Attention(nn.Module):
                 "Attention", f"the width {dim} is not a multiple of {heads} heads", "Change one of them"
             )
         self.heads = heads
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(
         self,
@@ -96,11 +98,10 @@ class Block(nn.Module):
     ) -> None:  # nothing
         super().__init__()
         hidden = round(dim * mlp_ratio)
-        self.norm1, self.attention = nn.LayerNorm(dim, eps=norm_eps), Attention(dim, heads)
-        self.norm2, self.mlp = (
-            nn.LayerNorm(dim, eps=norm_eps),
-            nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)),
-        )
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.drop = nn.Dropout(dropout)
 
     def forward(
@@ -173,6 +174,7 @@ def ecg_token_phase(
     B, L = lead_ok_BL.shape
     columns = n_tokens // L
     patch = phase_BT.shape[1] // columns
-    phase_BP, is_valid_BP = phase_BT[:, patch // 2 :: patch], is_valid_BT[:, patch // 2 :: patch]
+    phase_BP = phase_BT[:, patch // 2 :: patch]
+    is_valid_BP = is_valid_BT[:, patch // 2 :: patch]
     is_valid_BN = (is_valid_BP[:, None] & lead_ok_BL[..., None]).reshape(B, -1)
     return phase_BP[:, None].expand(B, L, columns).reshape(B, -1), is_valid_BN

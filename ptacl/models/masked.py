@@ -55,11 +55,18 @@ def reconstruction_errors(
 ) -> MaskedErrors:  # float32
     "Sum the errors of each recording over its hidden values."
     weight_BN1 = out.is_masked_BN[..., None].float()
-    predicted, target = out.predicted_BNS.float() * weight_BN1, out.target_BNS.float() * weight_BN1
+    predicted = out.predicted_BNS.float() * weight_BN1
+    target = out.target_BNS.float() * weight_BN1
     values_B = weight_BN1.sum((1, 2)) * out.target_BNS.shape[2]
-    mean = lambda x: x.sum((1, 2)) / values_B.clamp(min=1)
+
+    def mean(x):
+        return x.sum((1, 2)) / values_B.clamp(min=1)
+
     covariance_B = mean(predicted * target) - mean(predicted) * mean(target)
-    spread_B = lambda x: (mean(x**2) - mean(x) ** 2).clamp(min=0)
+
+    def spread_B(x):
+        return (mean(x**2) - mean(x) ** 2).clamp(min=0)
+
     return MaskedErrors(
         ((predicted - target) ** 2).sum((1, 2)),
         values_B,
@@ -102,7 +109,8 @@ def normalise_patches(
     patches_BNS: Tensor,  # patches, (B, N, S)
 ) -> Tensor:  # each with mean 0 and variance 1, or 0 where it is flat
     "Take each patch's own mean away and divide by its deviation."
-    mean, variance = patches_BNS.mean(-1, keepdim=True), patches_BNS.var(-1, keepdim=True, unbiased=False)
+    mean = patches_BNS.mean(-1, keepdim=True)
+    variance = patches_BNS.var(-1, keepdim=True, unbiased=False)
     return (patches_BNS - mean) / (variance + 1e-6).sqrt()
 
 
@@ -134,13 +142,15 @@ class MaskedECG(nn.Module):
         super().__init__()
         if not 0 < mask_ratio < 1:
             raise BadInput("MaskedECG", f"`mask_ratio` is {mask_ratio}", "Give a share between 0 and 1")
-        self.ecg_encoder, self.mask_ratio, self.normalise_targets = ecg_encoder, mask_ratio, normalise_targets
-        N, L = ecg_encoder.n_patches, ecg_encoder.n_leads
-        self.narrow, self.mask_11D = (
-            nn.Linear(ecg_encoder.dim, decoder_dim),
-            nn.Parameter(0.02 * torch.randn(1, 1, decoder_dim)),
-        )
-        lead_LD, column_PD = torch.randn(L, decoder_dim // 2), torch.randn(N // L, decoder_dim // 2)
+        self.ecg_encoder = ecg_encoder
+        self.mask_ratio = mask_ratio
+        self.normalise_targets = normalise_targets
+        N = ecg_encoder.n_patches
+        L = ecg_encoder.n_leads
+        self.narrow = nn.Linear(ecg_encoder.dim, decoder_dim)
+        self.mask_11D = nn.Parameter(0.02 * torch.randn(1, 1, decoder_dim))
+        lead_LD = torch.randn(L, decoder_dim // 2)
+        column_PD = torch.randn(N // L, decoder_dim // 2)
         self.place_1ND = nn.Parameter(
             torch.cat([lead_LD.repeat_interleave(N // L, 0), column_PD.repeat(L, 1)], dim=1)[None]
         )
@@ -151,7 +161,8 @@ class MaskedECG(nn.Module):
             block.attention.qkv.weight.data[: 2 * decoder_dim] = torch.eye(decoder_dim).repeat(
                 2, 1
             ) + 0.02 * torch.randn(2 * decoder_dim, decoder_dim)
-        self.norm, self.predict = nn.LayerNorm(decoder_dim), nn.Linear(decoder_dim, ecg_encoder.patch)
+        self.norm = nn.LayerNorm(decoder_dim)
+        self.predict = nn.Linear(decoder_dim, ecg_encoder.patch)
         self.register_buffer("ecg_mean_L", torch.zeros(L)), self.register_buffer("ecg_sd_L", torch.ones(L))
 
     def forward(
@@ -166,7 +177,9 @@ class MaskedECG(nn.Module):
         batch: Batch,  # ECGs of B participants
     ) -> Reconstruction:  # patches in order lead by lead, in units of each lead's deviation
         "Hide most patches and rebuild them."
-        ok_BL, B, N = batch.lead_ok_BL, len(batch.lead_ok_BL), self.ecg_encoder.n_patches
+        ok_BL = batch.lead_ok_BL
+        B = len(batch.lead_ok_BL)
+        N = self.ecg_encoder.n_patches
         scaled_BLT = (batch.signal_BLT - self.ecg_mean_L[:, None]) / self.ecg_sd_L[:, None] * ok_BL[..., None]
         kept_BN = self._kept(batch)
         tokens_BND, pooled_BD = self.ecg_encoder(scaled_BLT, ok_BL, kept_BN)
@@ -262,20 +275,21 @@ class MaskedCine(nn.Module):
         super().__init__()
         if not 0 < mask_ratio < 1:
             raise BadInput("MaskedCine", f"`mask_ratio` is {mask_ratio}", "Give a share between 0 and 1")
-        self.cine_encoder, self.mask_ratio, self.tube_frames, self.normalise_targets = (
-            cine_encoder,
-            mask_ratio,
-            tube_frames,
-            normalise_targets,
-        )
-        side, D = cine_encoder.size_px // 16, cine_encoder.dim
-        self.frame, self.whole = nn.Linear(D, decoder_dim), nn.Linear(D, decoder_dim)
+        self.cine_encoder = cine_encoder
+        self.mask_ratio = mask_ratio
+        self.tube_frames = tube_frames
+        self.normalise_targets = normalise_targets
+        side = cine_encoder.size_px // 16
+        D = cine_encoder.dim
+        self.frame = nn.Linear(D, decoder_dim)
+        self.whole = nn.Linear(D, decoder_dim)
         self.hidden_2D = nn.Parameter(0.02 * torch.randn(2, decoder_dim))  # in sight, hidden
         self.place_1MD = nn.Parameter(sincos_grid(side, side, decoder_dim)[None])
         self.blocks = nn.ModuleList(
             Block(decoder_dim, max(1, decoder_dim // 32), norm_eps=1e-6) for _ in range(decoder_depth)
         )
-        self.norm, self.predict = nn.LayerNorm(decoder_dim), nn.Linear(decoder_dim, 256)
+        self.norm = nn.LayerNorm(decoder_dim)
+        self.predict = nn.Linear(decoder_dim, 256)
         (
             self.register_buffer("cine_mean", torch.tensor(0.0)),
             self.register_buffer("cine_sd", torch.tensor(1.0)),

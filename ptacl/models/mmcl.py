@@ -112,7 +112,8 @@ class ResidualBlock(nn.Module):
         depth: int,  # slices that the first kernel spans; 0 = pictures
     ) -> None:  # nothing
         super().__init__()
-        c_out, flat = width * expansion, min(depth, 1)
+        c_out = width * expansion
+        flat = min(depth, 1)
         if expansion == 1:
             parts = [conv_norm(c_in, width, 3, stride, depth), nn.ReLU(), conv_norm(width, c_out, 3, 1, flat)]
         else:
@@ -149,14 +150,16 @@ class ResidualNetwork(nn.Module):
         depths: Sequence[int] = (0, 0, 0, 0),
     ) -> None:  # nothing
         super().__init__()
-        flat, c = min(depths[0], 1), size.widths[0]
+        flat = min(depths[0], 1)
+        c = size.widths[0]
         pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)) if flat else nn.MaxPool2d(3, 2, 1)
         layers = [conv_norm(channels, c, 7, 2, flat), nn.ReLU(), pool]
         for i, (width, n, depth) in enumerate(zip(size.widths, size.blocks, depths)):
             for k in range(n):
                 layers.append(ResidualBlock(c, width, size.expansion, 2 if k == 0 and i > 0 else 1, depth))
                 c = width * size.expansion
-        self.layers, self.dim = nn.Sequential(*layers), c
+        self.layers = nn.Sequential(*layers)
+        self.dim = c
 
     def forward(
         self,
@@ -189,10 +192,8 @@ class MMCL(System):
             ecg_keep=ecg_keep,
             linear_heads=linear_heads,
         )
-        self.image_encoder, self.image_head = (
-            image_encoder,
-            ProjectionHead(image_encoder.dim, embed_dim, linear_heads),
-        )
+        self.image_encoder = image_encoder
+        self.image_head = ProjectionHead(image_encoder.dim, embed_dim, linear_heads)
 
     def encode_cine(
         self,
@@ -220,7 +221,8 @@ class MMCL(System):
         "Embed both recordings of every participant."
         ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, self.kept_patches(batch))[1]
         cmr_BD = self.encode_cine(batch)
-        ecg_BE, cmr_BE = self.ecg_head(ecg_BD), self.image_head(cmr_BD)
+        ecg_BE = self.ecg_head(ecg_BD)
+        cmr_BE = self.image_head(cmr_BD)
         return Embeddings(
             ecg_BE,
             cmr_BE,

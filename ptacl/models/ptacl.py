@@ -88,7 +88,8 @@ class System(nn.Module):
         linear_heads: bool = False,  # projection heads of one linear map
     ) -> None:  # nothing
         super().__init__()
-        self.ecg_encoder, self.ecg_keep = ecg_encoder, ecg_keep
+        self.ecg_encoder = ecg_encoder
+        self.ecg_keep = ecg_keep
         self.ecg_head = ProjectionHead(ecg_encoder.dim, embed_dim, linear_heads)
         self.log_logit_scale = nn.Parameter(
             torch.tensor(math.log(1 / temperature)), requires_grad=not fixed_temperature
@@ -181,15 +182,11 @@ class PTACL(System):
             ecg_keep=ecg_keep,
             linear_heads=linear_heads,
         )
-        self.cine_encoder, self.cine_head = (
-            cine_encoder,
-            ProjectionHead(cine_encoder.dim, embed_dim, linear_heads),
-        )
-        self.phase_bins, self.phase_concentration, self.position_only = (
-            phase_bins,
-            phase_concentration,
-            position_only,
-        )
+        self.cine_encoder = cine_encoder
+        self.cine_head = ProjectionHead(cine_encoder.dim, embed_dim, linear_heads)
+        self.phase_bins = phase_bins
+        self.phase_concentration = phase_concentration
+        self.position_only = position_only
 
     def encode_cine(
         self,
@@ -219,7 +216,8 @@ class PTACL(System):
         )
         kept_BN = self.kept_patches(batch)
         if kept_BN is not None:
-            phase_BN, is_valid_BN = phase_BN.gather(1, kept_BN), is_valid_BN.gather(1, kept_BN)
+            phase_BN = phase_BN.gather(1, kept_BN)
+            is_valid_BN = is_valid_BN.gather(1, kept_BN)
         ecg_BND, ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, kept_BN)
         cine_BFD, cine_BD = self.encode_cine(batch.cine_BFHW, batch.frame_time_BF, batch.kept_BF)
         if self.position_only:

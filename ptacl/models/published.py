@@ -39,7 +39,10 @@ def translate(
     found = {k: (n, m) for k in weights for n, p in blocks.items() if (m := p.fullmatch(k))}
     depth = 1 + max((int(m[1]) for n, m in found.values() if "{}" in n), default=-1)
     wanted = {n.format(i) for n in names for i in range(depth if "{}" in n else 1) if n not in optional}
-    show = lambda keys: ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+    def show(keys):
+        return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
     problems = [
         f"{len(keys)} {what}: {show(sorted(keys))}"
         for what, keys in (("missing", wanted - weights.keys()), ("unknown", weights.keys() - found.keys()))
@@ -70,7 +73,8 @@ def encoder_from_weights(
 ) -> ECGEncoder:  # in evaluation mode
     "Build the encoder that renamed weights belong to."
     ours = dict(weights)
-    patch_DCHW, position_1ND = ours.pop("patch"), ours.pop("position")
+    patch_DCHW = ours.pop("patch")
+    position_1ND = ours.pop("position")
     D, channels, rows, S = patch_DCHW.shape
     if (channels, rows) != (1, 1):
         raise BadInput(

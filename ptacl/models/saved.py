@@ -148,14 +148,13 @@ def embed_cines(
     cines: Sequence[Cine],  # short-axis cines
 ) -> np.ndarray:  # one unit vector a cine, float32, (B, E)
     "Embed cines."
-    how, device = (
-        {n: getattr(cfg, n) for n in ("n_frames", "pixel_mm", "crop_px", "phase_map", "n_slices")},
-        next(model.parameters()).device,
-    )
+    how = {n: getattr(cfg, n) for n in ("n_frames", "pixel_mm", "crop_px", "phase_map", "n_slices")}
+    device = next(model.parameters()).device
     items = [prepare_cine(c, **how) for c in cines]
-    stack = lambda name: torch.from_numpy(np.stack([getattr(i, name) for i in items]).astype(np.float32)).to(
-        device
-    )
+
+    def stack(name):
+        return torch.from_numpy(np.stack([getattr(i, name) for i in items]).astype(np.float32)).to(device)
+
     # prepared frames are evenly spaced
     even_BF = (torch.arange(cfg.n_frames, device=device) / cfg.n_frames).expand(len(items), -1)
     none = torch.zeros(len(items), 0, device=device)

@@ -6,7 +6,6 @@
 __all__ = ["SYSTEMS", "Supervised", "build_system", "system_size"]
 
 # %% ../../nbs/models/70_systems.ipynb #737d77c2
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -152,9 +151,13 @@ def system_size(
     # forward
 ) -> dict[str, float]:
     "Weights and operations of a system."
-    n, F, H, Y = round(cfg.window_s * cfg.fs), cfg.n_frames, cfg.crop_px, len(cfg.targets.split(","))
+    n = round(cfg.window_s * cfg.fs)
+    F = cfg.n_frames
+    H = cfg.crop_px
+    Y = len(cfg.targets.split(","))
     with torch.device("meta"):
-        model, even_BF = build_system(cfg).eval(), torch.zeros(1, F)
+        model = build_system(cfg).eval()
+        even_BF = torch.zeros(1, F)
         batch = Batch(
             torch.zeros(1, 12, n),
             torch.ones(1, 12, dtype=torch.bool),
@@ -171,7 +174,8 @@ def system_size(
         model.ecg_encoder.register_forward_pre_hook(lambda module, args: (args[0], None, None))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(batch)
-    ecg, total = count_parameters(model.ecg_encoder), count_parameters(model)
+    ecg = count_parameters(model.ecg_encoder)
+    total = count_parameters(model)
     return dict(
         ecg_m=ecg / 1e6,
         cmr_and_heads_m=(total - ecg) / 1e6,

@@ -150,7 +150,10 @@ def fit_weights(
 ) -> "torch.nn.Module":  # the same module
     "Put weights into a module; all must fit."
     own = module.state_dict()
-    show = lambda keys: f"{', '.join(keys[:8])}" + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+    def show(keys):
+        return f"{', '.join(keys[:8])}" + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
     sized = sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
     problems = [
         f"{len(keys)} {what}: {show(keys)}"
@@ -215,5 +218,6 @@ class Saved:
                 f"its settings do not fit the {cls.__name__} of this version ({e})",
                 "Read it with the version of ptacl that wrote it",
             ) from e
-        encoder.preparation, encoder.source = preparation, folder
+        encoder.preparation = preparation
+        encoder.source = folder
         return fit_weights(encoder, weights, source).eval()

@@ -41,7 +41,8 @@ def ecg_latent_table(
     latents: pd.DataFrame,  # one row a participant, the fields of `Latents`
 ) -> pd.DataFrame:  # the same rows; one column for each thing that the ECG shows
     "The latents that can be read off an ECG."
-    d, rr = latents, 60_000 / latents.heart_rate_ecg_bpm
+    d = latents
+    rr = 60_000 / latents.heart_rate_ecg_bpm
     qt = d.qt60_ms + d.qt_slope * (rr - 1000)
     table = d[_SHOWN].assign(
         qt_ms=qt,
@@ -79,7 +80,8 @@ def _bootstrap_r2(
 ) -> tuple[float, float]:
     "95 % interval of R2 over resampled participants."
     w_RN = rng.multinomial(len(y_N), np.full(len(y_N), 1 / len(y_N)), size=n_bootstrap) / len(y_N)
-    rest, mean = w_RN @ (y_N - predicted_N) ** 2, w_RN @ y_N
+    rest = w_RN @ (y_N - predicted_N) ** 2
+    mean = w_RN @ y_N
     return tuple(np.quantile(1 - rest / (w_RN @ y_N**2 - mean**2), [0.025, 0.975]))
 
 
@@ -108,12 +110,11 @@ def information_ceiling(
     x = ecg_latent_table(latents)
     if with_body:
         x = x.join(latents[["is_male", "age", "height_cm", "weight_kg"]].astype(float))
-    x_NC, y_NP = x.to_numpy(), targets[list(phenotypes)].to_numpy(float)
-    z_NP, folds, rng = (
-        (y_NP - y_NP.mean(0)) / y_NP.std(0),
-        KFold(5, shuffle=True, random_state=0),
-        np.random.default_rng(seed),
-    )
+    x_NC = x.to_numpy()
+    y_NP = targets[list(phenotypes)].to_numpy(float)
+    z_NP = (y_NP - y_NP.mean(0)) / y_NP.std(0)
+    folds = KFold(5, shuffle=True, random_state=0)
+    rng = np.random.default_rng(seed)
     ridge = make_pipeline(
         StandardScaler(),
         PolynomialFeatures(2, include_bias=False),
@@ -123,7 +124,8 @@ def information_ceiling(
     trees = HistGradientBoostingRegressor(
         max_iter=80, max_leaf_nodes=8, learning_rate=0.08, min_samples_leaf=20, early_stopping=False
     )
-    rows, by_ridge_NP = [], cross_val_predict(ridge, x_NC, z_NP, cv=folds)
+    rows = []
+    by_ridge_NP = cross_val_predict(ridge, x_NC, z_NP, cv=folds)
     for k, name in enumerate(phenotypes):
         found = {
             "quadratic ridge": by_ridge_NP[:, k],
@@ -185,7 +187,8 @@ def _canonical(x_NC: np.ndarray, y_ND: np.ndarray) -> tuple[np.ndarray, np.ndarr
         value, vector = np.linalg.eigh(a_NC.T @ a_NC / len(a_NC))
         return vector / np.sqrt(np.maximum(value, 1e-9))
 
-    x_CC, y_DD = whiten(x_NC), whiten(y_ND)
+    x_CC = whiten(x_NC)
+    y_DD = whiten(y_ND)
     u, rho, vt = np.linalg.svd((x_NC @ x_CC).T @ (y_ND @ y_DD) / len(x_NC), full_matrices=False)
     return x_CC @ u, y_DD @ vt.T, np.clip(rho, 0, 0.99)
 
@@ -217,10 +220,13 @@ def matching_ceiling(
         for t in (ecg_latent_table(latents), cine_latent_table(latents))
     )
     a, b, rho = _canonical(x_NC[:half], y_ND[:half])
-    u_NK, v_NK, gain = x_NC[half:] @ a, y_ND[half:] @ b, 1 / (1 - rho**2)
+    u_NK = x_NC[half:] @ a
+    v_NK = y_ND[half:] @ b
+    gain = 1 / (1 - rho**2)
 
     def score(part: slice) -> np.ndarray:
-        u, v = u_NK[part], v_NK[part]
+        u = u_NK[part]
+        v = v_NK[part]
         return (
             (u * rho * gain) @ v.T - 0.5 * (u**2 @ (rho**2 * gain))[:, None] - 0.5 * (v**2 @ (rho**2 * gain))
         )

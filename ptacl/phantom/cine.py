@@ -46,10 +46,14 @@ def volume_curve(
     # emptied share of the stroke volume, 0 at end of diastole, 1 at end of systole, (F,)
 ) -> np.ndarray:
     "How much of the stroke volume is out at each time."
-    rr, es, start = lat.rr_scan_ms, lat.es_ms, lat.ejection_ms
+    rr = lat.rr_scan_ms
+    es = lat.es_ms
+    start = lat.ejection_ms
     filling = rr - es - 0.8 * lat.ivrt_ms
-    rapid, kick = min(190.0, 0.5 * filling), min(130.0, 0.3 * filling)
-    open_ms, kick_ms = rr - filling, rr - kick - 12
+    rapid = min(190.0, 0.5 * filling)
+    kick = min(130.0, 0.3 * filling)
+    open_ms = rr - filling
+    kick_ms = rr - kick - 12
     out = _smooth(_ramp(time_ms, start, es - start) ** 0.85)
     filled = 0.035 * _ramp(time_ms, es, open_ms - es) + 0.045 * _ramp(
         time_ms, open_ms + rapid, kick_ms - open_ms - rapid
@@ -102,10 +106,8 @@ def slab_areas(
     "Areas of both ventricles in one slab; area x share x thickness is the volume in it."
     length = _lv_length_mm(lat)
     down = length * 0.15 * out_F * min(lat.lvef / 58, 1.3)
-    lv, rv = (
-        1000 * (lat.lvedv_ml - lat.lvsv_ml * out_F),
-        1000 * (lat.rvedv_ml - (lat.rvedv_ml - lat.rvesv_ml) * out_F),
-    )
+    lv = 1000 * (lat.lvedv_ml - lat.lvsv_ml * out_F)
+    rv = 1000 * (lat.rvedv_ml - (lat.rvedv_ml - lat.rvesv_ml) * out_F)
 
     def cut(profile, volume, top, bottom):
         size = bottom - top
@@ -132,7 +134,8 @@ def place_slices(
     length = _lv_length_mm(lat)
     if n_slices == 1:
         return np.array([0.45 * length]), 10.0
-    top, bottom = -5.0, length + 6
+    top = -5.0
+    bottom = length + 6
     spacing = max(10.0, (bottom - top) / n_slices)
     return (top + bottom) / 2 + (np.arange(n_slices) - (n_slices - 1) / 2) * spacing, spacing
 
@@ -194,7 +197,8 @@ def _area(r_FA: np.ndarray) -> np.ndarray:
 
 def _to_area(r_FA: np.ndarray, weight_FA: np.ndarray, area_F: np.ndarray) -> np.ndarray:
     "The curve r + x * weight with x such that it encloses the area."
-    a, b = np.pi * (weight_FA**2).mean(-1), np.pi * (r_FA * weight_FA).mean(-1)
+    a = np.pi * (weight_FA**2).mean(-1)
+    b = np.pi * (r_FA * weight_FA).mean(-1)
     x = (-b + np.sqrt(np.clip(b * b + a * (area_F - _area(r_FA)), 0, None))) / a
     return np.maximum(r_FA + np.asarray(x)[..., None] * weight_FA, 0.3)
 
@@ -209,12 +213,15 @@ def _cut_base(slab: Slab) -> tuple[np.ndarray, np.ndarray]:
     share = slab.present_F
     radius = np.sqrt(slab.outer_F / np.pi)
     line = radius * np.interp(-share, -_SEGMENT_SHARE, _SEGMENT)
-    low, high = np.sqrt(slab.cavity_F / np.pi) * 0.3, radius - 1.0
+    low = np.sqrt(slab.cavity_F / np.pi) * 0.3
+    high = radius - 1.0
     for _ in range(25):  # bisection, every frame at once
         mid = (low + high) / 2
         much = mid**2 * np.interp(line / mid, _SEGMENT, _SEGMENT_SHARE) > share * slab.cavity_F / np.pi
-        low, high = np.where(much, low, mid), np.where(much, mid, high)
-    whole, gone = share > 0.999, share < 0.001
+        low = np.where(much, low, mid)
+        high = np.where(much, mid, high)
+    whole = share > 0.999
+    gone = share < 0.001
     return np.where(whole, -999.0, np.where(gone, 999.0, line)), np.where(
         whole | gone, slab.cavity_F, np.pi * low**2
     )
@@ -242,10 +249,14 @@ def slice_contours(
     shape_2: np.ndarray,  # ellipticity of the cavity and its angle (radians), (2,)
 ) -> Contours:  # the curves
     "Contours of both ventricles in one slice over the cycle."
-    out, length = volume_curve(lat, time_ms), _lv_length_mm(lat)
-    slab, level = slab_areas(lat, out, depth_mm, slab_mm), float(np.clip(depth_mm / length, 0, 1))
+    out = volume_curve(lat, time_ms)
+    length = _lv_length_mm(lat)
+    slab = slab_areas(lat, out, depth_mm, slab_mm)
+    level = float(np.clip(depth_mm / length, 0, 1))
     cut, cavity = _cut_base(slab)
-    cavity, outer_area, rv = np.maximum(cavity, 3.0), np.maximum(slab.outer_F, 12.0), slab.rv_F
+    cavity = np.maximum(cavity, 3.0)
+    outer_area = np.maximum(slab.outer_F, 12.0)
+    rv = slab.rv_F
     twist = -np.deg2rad((14 * level - 4) * lat.lvef / 58) * out
     ang = np.arange(_N_ANGLES) * 2 * np.pi / _N_ANGLES - twist[:, None]
     dilated = float(lat.rvd)
@@ -280,7 +291,10 @@ def slice_contours(
     reach = _rv_reach(ang, level)
     rv_in = _leave_anterior(_to_area(epi, reach, _area(epi) + rv), epi, slab.rv_present_F)
     rv_wall = np.where(rv_in > epi + 0.5, rv_in + 3.2, np.where(rv_in > epi, rv_in + 1.6, epi))
-    none = lambda curve, area: np.where((area < 15.0)[:, None], -9.0, curve)
+
+    def none(curve, area):
+        return np.where((area < 15.0)[:, None], -9.0, curve)
+
     slope = (
         0.0
         if level < 0.3
@@ -311,7 +325,8 @@ def _polar(
     x_HW: np.ndarray, y_HW: np.ndarray, septum_deg: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Distance from the LV's centre (mm), index of the angle, distance towards the lateral and anterior wall, which stays longest in the slice (mm); each (H, W)."
-    s, way = np.deg2rad(septum_deg), np.deg2rad(septum_deg + 160)
+    s = np.deg2rad(septum_deg)
+    way = np.deg2rad(septum_deg + 160)
     angle = np.rint((np.arctan2(y_HW, x_HW) - s) * _N_ANGLES / (2 * np.pi)).astype(np.intp) % _N_ANGLES
     return (
         np.hypot(x_HW, y_HW).astype(np.float32),
@@ -328,7 +343,10 @@ def slice_masks(
 ) -> np.ndarray:  # 0 rest, 1 LV cavity, 2 LV myocardium, 3 RV cavity, uint8 (F, H, W)
     "Label every pixel by its middle."
     radius, angle_HW, lateral_HW = _polar(x_HW, y_HW, septum_deg)
-    inside = lambda curve_FA: radius < curve_FA.astype(np.float32).take(angle_HW, axis=1)
+
+    def inside(curve_FA):
+        return radius < curve_FA.astype(np.float32).take(angle_HW, axis=1)
+
     here = lateral_HW > contours.cut_F[:, None, None]
     label = np.where(inside(contours.rv_FA) & ~inside(np.maximum(contours.epi_FA, 0)), 3, 0).astype(np.uint8)
     label[inside(contours.epi_FA) & here] = 2
@@ -337,7 +355,11 @@ def slice_masks(
 
 
 # %% ../../nbs/phantom/30_cine.ipynb #9f59b764
-_MUSCLE, _FAT, _LIVER, _LUNG, _RV_BLOOD = 0.20, -0.95, 0.32, 0.05, 0.79
+_MUSCLE = 0.20
+_FAT = -0.95
+_LIVER = 0.32
+_LUNG = 0.05
+_RV_BLOOD = 0.79
 
 
 def _lay(img_FHW: np.ndarray, share_FHW: np.ndarray, value: float | np.ndarray) -> None:
@@ -364,7 +386,8 @@ def _dot(
     if not len(cols) or not len(rows):
         return
     box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-    (ax, ay), size = at_2F.astype(np.float32)[:, :, None, None], size_F.astype(np.float32)[:, None, None]
+    (ax, ay) = at_2F.astype(np.float32)[:, :, None, None]
+    size = size_F.astype(np.float32)[:, None, None]
     gap = np.sqrt((x_HW[box].astype(np.float32) - ax) ** 2 + (y_HW[box].astype(np.float32) - ay) ** 2)
     _lay(
         img_FHW[(slice(None), *box)],
@@ -382,10 +405,14 @@ def _texture(shape: tuple[int, int], grain: float, rng: np.random.Generator) -> 
     "Smooth random field with SD about 1, grain in pixels."
     rows, cols = (np.linspace(0, n / grain, n) for n in shape)
     coarse = rng.normal(size=(int(shape[0] / grain) + 2, int(shape[1] / grain) + 2))
-    i, j = rows.astype(int), cols.astype(int)
-    u, v = (rows - i)[:, None], (cols - j)[None]
-    u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
-    top, low = coarse[i], coarse[i + 1]
+    i = rows.astype(int)
+    j = cols.astype(int)
+    u = (rows - i)[:, None]
+    v = (cols - j)[None]
+    u = u * u * (3 - 2 * u)
+    v = v * v * (3 - 2 * v)
+    top = coarse[i]
+    low = coarse[i + 1]
     return 1.35 * (
         (1 - u) * ((1 - v) * top[:, j] + v * top[:, j + 1]) + u * ((1 - v) * low[:, j] + v * low[:, j + 1])
     )
@@ -403,9 +430,13 @@ def draw_surroundings(
     # mm
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Draw what lies around the heart, and the coil's bias field."
-    grow, px = np.sqrt(lat.bsa_m2 / 1.85), abs(float(x_HW[0, 1] - x_HW[0, 0]))
-    e, u = rng.normal(size=16), float(np.clip(level, -0.1, 1.1))
-    tex = lambda mm: _texture(x_HW.shape, max(mm / px, 1.5), rng)
+    grow = np.sqrt(lat.bsa_m2 / 1.85)
+    px = abs(float(x_HW[0, 1] - x_HW[0, 0]))
+    e = rng.normal(size=16)
+    u = float(np.clip(level, -0.1, 1.1))
+
+    def tex(mm):
+        return _texture(x_HW.shape, max(mm / px, 1.5), rng)
 
     def lay(share, value):
         img[:] += share * (value - img)
@@ -440,14 +471,16 @@ def draw_surroundings(
         ),
         liver,
     )
-    stomach, big = ((30 + 4 * e[5]) * grow, (128 - 42 * u + 5 * e[6]) * grow), (36 + 4 * e[7]) * grow
+    stomach = ((30 + 4 * e[5]) * grow, (128 - 42 * u + 5 * e[6]) * grow)
+    big = (36 + 4 * e[7]) * grow
     lay(_disc(x_HW, y_HW, stomach, big + 7, 4), _FAT)
     lay(_disc(x_HW, y_HW, stomach, big, 4), np.clip(0.24 + 0.1 * e[8], 0.1, 0.5) + 0.03 * tex(8))
     aorta = np.array(
         [(-26 - 40 * u) * grow + 4 * e[9], (45 + 2 * u) * grow + 4 * e[10], 11.5 + 0.8 * lat.z_age + e[11]]
     )
     lay(_disc(x_HW, y_HW, aorta[:2], aorta[2] + 2, 3), _MUSCLE)
-    front, turn = (58 + 4 * e[12]) * grow, np.deg2rad(-82 + 9 * e[13])
+    front = (58 + 4 * e[12]) * grow
+    turn = np.deg2rad(-82 + 9 * e[13])
     # depth inside the rib cage
     far = (
         170
@@ -524,7 +557,8 @@ def _papillary(
     here = np.clip((level - 0.2) / 0.1, 0, 1) * np.clip((0.85 - level) / 0.1, 0, 1)
     if here < 0.05:
         return
-    n, mean_F = len(contours.out_F), np.maximum(contours.endo_FA.mean(1), 1)
+    n = len(contours.out_F)
+    mean_F = np.maximum(contours.endo_FA.mean(1), 1)
     for k, (at, turn, size) in enumerate(
         zip((150.0, 168.0, -100.0, -83.0), anatomy.turn_4, anatomy.muscle_4)
     ):
@@ -564,7 +598,9 @@ def _above_base(
     anatomy: Anatomy,
 ) -> None:
     "Lay the atria, the aortic root and the outflow tract where the base has come down through the slice."
-    n, out, s = len(contours.out_F), contours.out_F, np.deg2rad(septum_deg)
+    n = len(contours.out_F)
+    out = contours.out_F
+    s = np.deg2rad(septum_deg)
     lost = (contours.cut_F > -900).astype(float), (contours.rv_present_F < 0.95).astype(float)
     parts = [
         (lost[0], -105.0, 9.0, 24 * anatomy.atria * (1 + 0.10 * out), 0.92),
@@ -592,7 +628,8 @@ def _heart_box(
     "Rows and columns that the heart visits."
     a = np.arange(_N_ANGLES) * 2 * np.pi / _N_ANGLES + np.deg2rad(septum_deg)
     far = np.maximum(outer_FA.max(0), least_mm) + 6.0
-    x, y = far * np.cos(a), far * np.sin(a)
+    x = far * np.cos(a)
+    y = far * np.sin(a)
     cols, rows = (np.flatnonzero((g > v.min()) & (g < v.max())) for g, v in ((x_HW[0], x), (y_HW[:, 0], y)))
     return slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
 
@@ -627,7 +664,8 @@ def paint_slice(
     open_base = level < 0.5 and bool((contours.cut_F > -900).any() or (contours.rv_present_F < 0.95).any())
     box = _heart_box(x_HW, y_HW, outer, septum_deg, 74 * anatomy.atria * open_base)
     radius, angle_HW, lateral_HW = _polar(x_HW[box], y_HW[box], septum_deg)
-    part, edge = img[:, box[0], box[1]], contours.edge_mm
+    part = img[:, box[0], box[1]]
+    edge = contours.edge_mm
     scaled = radius * np.float32(1 / edge)
     flow = np.abs(np.gradient(contours.out_F))
     # fresh blood flows in
@@ -727,21 +765,27 @@ def simulate_cine(
     check_cine_recipe(n_frames, n_slices, size_px, noise)
     trigger_ms = np.arange(n_frames) * lat.rr_scan_ms / n_frames
     # the RV is up and left: both ventricles are near the middle
-    pixel, offset = rng.uniform(168, 192) / size_px, np.array([9.0, 10.0]) + rng.normal(0, 5, 2)
-    shape_2, gain = np.array([abs(rng.normal(0.03, 0.02)), rng.uniform(0, np.pi)]), rng.uniform(100, 130)
-    anatomy, around, septum = draw_anatomy(lat, rng), int(rng.integers(2**62)), 228 + lat.orientation_deg
-    (depth_Z, spacing), length = place_slices(lat, n_slices), _lv_length_mm(lat)
+    pixel = rng.uniform(168, 192) / size_px
+    offset = np.array([9.0, 10.0]) + rng.normal(0, 5, 2)
+    shape_2 = np.array([abs(rng.normal(0.03, 0.02)), rng.uniform(0, np.pi)])
+    gain = rng.uniform(100, 130)
+    anatomy = draw_anatomy(lat, rng)
+    around = int(rng.integers(2**62))
+    septum = 228 + lat.orientation_deg
+    (depth_Z, spacing) = place_slices(lat, n_slices)
+    length = _lv_length_mm(lat)
     y_HW, x_HW = (
         grid * pixel - o for grid, o in zip(np.indices((size_px, size_px)) - (size_px - 1) / 2, offset)
     )
-    frames_FZHW, labels, middle = np.empty((n_frames, n_slices, size_px, size_px), np.float32), [], offset
+    frames_FZHW = np.empty((n_frames, n_slices, size_px, size_px), np.float32)
+    labels = []
+    middle = offset
     for z, depth in enumerate(depth_Z):
-        hold, level = rng.normal(0, 1.2, 2) * (n_slices > 1), depth / length
-        x, y, c = (
-            x_HW - hold[1],
-            y_HW - hold[0],
-            slice_contours(lat, trigger_ms, depth, spacing if spacing <= 25 else 10.0, shape_2),
-        )
+        hold = rng.normal(0, 1.2, 2) * (n_slices > 1)
+        level = depth / length
+        x = x_HW - hold[1]
+        y = y_HW - hold[0]
+        c = slice_contours(lat, trigger_ms, depth, spacing if spacing <= 25 else 10.0, shape_2)
         if lat.af:
             c = replace(c, edge_mm=c.edge_mm + 1.5)
         back_HW, bias_HW, aorta = draw_surroundings(lat, x_HW, y_HW, level, np.random.default_rng(around))

@@ -18,7 +18,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,10 @@ from ptacl.phantom.latents import (
 from ..config import Parameters
 from ..core import BadInput, write_atomic
 from ..data.cine import Cine, sidecar_path, write_cine
-from ..data.ecg import ECG, STANDARD_LEADS
+from ..data.ecg import ECG
 from ..data.ukbb import PHENOTYPES
 from .cine import check_cine_recipe, simulate_cine
-from .ecg import LEAD_FAULTS, UV_PER_LSB, simulate_ecg
+from .ecg import UV_PER_LSB, simulate_ecg
 
 # %% ../../nbs/phantom/40_cohort.ipynb #9a798f32
 _CATEGORY_157 = (
@@ -133,10 +133,8 @@ def participant_row(
     for name in _COLUMNS:
         if name in row:
             continue
-        value, fine = (
-            known[name.removeprefix("truth_")],
-            name.endswith(("_phase", "_gain", "_share", "_force")),
-        )
+        value = known[name.removeprefix("truth_")]
+        fine = name.endswith(("_phase", "_gain", "_share", "_force"))
         row[name] = int(value) if isinstance(value, bool) else round(float(value), 4 if fine else 2)
     return {name: row[name] for name in _COLUMNS}
 
@@ -195,9 +193,11 @@ def write_ecg(
 
     path = Path(path)
     lsb_TL = np.rint(ecg.signal_LT.T.astype(np.float64) * 1000 / UV_PER_LSB).astype(np.int64)
-    names, order = list(ecg.lead_names), list(range(len(ecg.lead_names)))
+    names = list(ecg.lead_names)
+    order = list(range(len(ecg.lead_names)))
     if shuffled:
-        order, names = order[6:] + order[:6], [n.upper() for n in names]
+        order = order[6:] + order[:6]
+        names = [n.upper() for n in names]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as d:
         wfdb.wrsamp(
@@ -221,7 +221,8 @@ def _write_participant(out: Path, index: int, recipe: dict) -> dict:
     "Write the files of a participant unless they are there; return its row."
     lat = draw_latents(index, recipe["seed"], recipe["prevalence"])
     row = participant_row(lat, f"sim-{index + 1:04d}")
-    record, cine = out / row["ecg"], out / row["cine"]
+    record = out / row["ecg"]
+    cine = out / row["cine"]
     mask = out / "mask" / cine.name
     files = [
         record.with_suffix(".dat"),

@@ -26,7 +26,7 @@ from scipy.signal import lfilter
 
 from ..core import BadInput
 from ..data.ecg import ECG, STANDARD_LEADS
-from .latents import Latents, draw_latents, participant_rng, repolarisation_ms, t_peak_ms
+from .latents import Latents, repolarisation_ms, t_peak_ms
 
 
 # %% ../../nbs/phantom/20_ecg.ipynb #cb986b31
@@ -82,7 +82,9 @@ def normal_bumps(
     lbbb: bool = False,  # left bundle branch block instead of normal conduction
 ) -> Bumps:  # the mean beat with these durations
     "The mean beat of normal conduction, or of LBBB."
-    p, q, t = np.array(_P), np.array(_QRS_LBBB if lbbb else _QRS), np.array(_T_LBBB if lbbb else _T)
+    p = np.array(_P)
+    q = np.array(_QRS_LBBB if lbbb else _QRS)
+    t = np.array(_T_LBBB if lbbb else _T)
     centre = np.r_[p[:, 0] - pr_ms - _R_AT * qrs_ms, (q[:, 0] - _R_AT) * qrs_ms, t[:, 0]]
     width = np.r_[p[:, 1], q[:, 1] * qrs_ms, t[:, 1]]
     return Bumps(
@@ -126,7 +128,8 @@ def _right_heart(b: Bumps, force: float, rvd: bool, qrs_ms: float) -> Bumps:
 
 def _conditions(b: Bumps, lat: Latents) -> Bumps:
     "The bumps after the participant's conditions."
-    q, t = (b.wave == "Q")[:, None], (b.wave == "T")[:, None]
+    q = (b.wave == "Q")[:, None]
+    t = (b.wave == "T")[:, None]
     vec = b.vector_N3.copy()
     if lat.lvh:
         vec = np.where(q & (vec > 0), 1.25 * vec, vec)
@@ -166,7 +169,9 @@ def participant_bumps(
     b = normal_bumps(lat.qrs_ms, lat.pr_ms, lat.lbbb)
     p, q, t = (b.wave == w for w in "PQT")
     n = len(b.centre)
-    e, e_size, e_turn = rng.normal(size=(2, n)), rng.normal(size=(n, 1)), rng.normal(size=(n, 3))
+    e = rng.normal(size=(2, n))
+    e_size = rng.normal(size=(n, 1))
+    e_turn = rng.normal(size=(n, 3))
     centre = b.centre + e[0] * np.where(q, 0.006 * lat.qrs_ms, np.where(p, 2.0, 0.02))
     width = b.width * np.exp(np.where(q, 0.04, 0.06) * e[1])
     size = np.linalg.norm(b.vector_N3, axis=1, keepdims=True)
@@ -291,10 +296,12 @@ def electrode_noise(
 ) -> np.ndarray:  # noise of I, II, V1..V6, (8, T), mV
     "Baseline wander, muscle noise and mains of nine electrodes."
     t = np.arange(n_samples) / fs
-    freq, angle = rng.uniform(0.05, 0.4, (3, 1)), rng.uniform(0, 2 * np.pi, (9, 3))
+    freq = rng.uniform(0.05, 0.4, (3, 1))
+    angle = rng.uniform(0, 2 * np.pi, (9, 3))
     # mV
     wander = 0.027 * np.exp(0.5 * rng.normal() + 0.5 * rng.normal(size=(9, 3))) / np.array([1, 1.5, 2.5])
-    waves_3T, quad_3T = np.sin(2 * np.pi * freq * t), np.cos(2 * np.pi * freq * t)
+    waves_3T = np.sin(2 * np.pi * freq * t)
+    quad_3T = np.cos(2 * np.pi * freq * t)
     at_9T = (wander * np.cos(angle)) @ waves_3T + (wander * np.sin(angle)) @ quad_3T
     slow = np.exp(-2 * np.pi * 8 / fs)  # movement and slow muscle noise: two poles at 8 Hz
     white_9T = rng.standard_normal((9, n_samples), dtype=np.float32)
@@ -331,10 +338,13 @@ def add_fault(
     "Put one fault on a recording."
     if kind not in LEAD_FAULTS:
         raise BadInput(kind, "unknown fault", f"Use one of {', '.join(LEAD_FAULTS)}.")
-    out_8T, t = signal_8T.copy(), np.arange(signal_8T.shape[1]) / fs
-    k, start = int(rng.integers(2, 8)), rng.uniform(0, t[-1] * 0.6)
+    out_8T = signal_8T.copy()
+    t = np.arange(signal_8T.shape[1]) / fs
+    k = int(rng.integers(2, 8))
+    start = rng.uniform(0, t[-1] * 0.6)
     if kind == "limb_swap":
-        (one, two), pair = signal_8T[:2], rng.choice(3, p=[0.6, 0.2, 0.2])
+        (one, two) = signal_8T[:2]
+        pair = rng.choice(3, p=[0.6, 0.2, 0.2])
         # RA with LA, RA with LL, LA with LL
         out_8T[:2] = [(-one, two - one), (one - two, -two), (two, one)][pair]
         return out_8T, STANDARD_LEADS[:6]
@@ -358,7 +368,8 @@ def add_fault(
 
 
 # %% ../../nbs/phantom/20_ecg.ipynb #29e3a3ce
-_FS, UV_PER_LSB = 500.0, 5.0  # Hz, microvolt a step: what UK Biobank's device stores
+_FS = 500.0  # Hz, microvolt a step: what UK Biobank's device stores
+UV_PER_LSB = 5.0
 
 
 def _pvc_bumps(b: Bumps, rng: np.random.Generator) -> Bumps:
@@ -393,10 +404,8 @@ def _f_waves(t_s: np.ndarray, rows_83: np.ndarray, rng: np.random.Generator) -> 
         wander = 1.8 * np.sin(2 * np.pi * rng.uniform(0.3, 0.6) * t_s + rng.uniform(0, 6)) + 1.2 * np.sin(
             2 * np.pi * rng.uniform(0.9, 1.5) * t_s + rng.uniform(0, 6)
         )
-        angle, come = (
-            2 * np.pi * rng.uniform(5, 8) * t_s + wander,
-            1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.2, 0.7) * t_s + rng.uniform(0, 6)),
-        )
+        angle = 2 * np.pi * rng.uniform(5, 8) * t_s + wander
+        come = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.2, 0.7) * t_s + rng.uniform(0, 6))
         wave_3T = (
             0.022
             * size
@@ -424,7 +433,8 @@ def _strip(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Clean signal (8, T) in mV, times of R (s), is_ectopic."
     n = int(round(duration_s * _FS))
-    beat, rows = participant_bumps(lat, rng), lead_rows(rng)
+    beat = participant_bumps(lat, rng)
+    rows = lead_rows(rng)
     kinds = [beat, _pvc_bumps(beat, rng)]
     leads = [
         lead_vectors(b, rows, r) for b, r in zip(kinds, [rng, np.random.default_rng(rng.integers(2**63))])
@@ -466,7 +476,8 @@ def simulate_ecg(
     signal_8T, r_s, ectopic = _strip(lat, rng, duration_s)
     n = signal_8T.shape[1]
     signal_8T += electrode_noise(n, _FS, noise, rng)
-    fault, fault_leads = "", ()
+    fault = ""
+    fault_leads = ()
     if rng.random() < fault_rate:
         fault = LEAD_FAULTS[rng.choice(len(LEAD_FAULTS))]
         signal_8T, fault_leads = add_fault(signal_8T, fault, _FS, rng)

@@ -37,7 +37,8 @@ def _aligned_beats(ecg: ECG, before_s: float, after_s: float) -> tuple[np.ndarra
     clean = standardise_ecg(ecg, _RATE, 50.0)
     r = find_r_peaks(clean.signal_LT, clean.lead_ok_L, _RATE)
     ectopic = find_ectopic(clean.signal_LT, clean.lead_ok_L, _RATE, r)
-    a, b = int(before_s * _RATE), int(after_s * _RATE)
+    a = int(before_s * _RATE)
+    b = int(after_s * _RATE)
     keep = [k for k, e in zip(r, ectopic) if not e and k >= a and k + b <= clean.signal_LT.shape[1]]
     if len(keep) < 3:
         raise BadInput(
@@ -90,7 +91,8 @@ def delineate_intervals(
     beat_KLW, _ = _aligned_beats(ecg, 0.4 * rr_s, 0.6 * rr_s)
     beat_8W = np.median(beat_KLW, axis=0)[list(_EIGHT)]
     level = np.linspace(0, 1, beat_8W.shape[1])
-    first, last = beat_8W[:, :5].mean(1, keepdims=True), beat_8W[:, -5:].mean(1, keepdims=True)
+    first = beat_8W[:, :5].mean(1, keepdims=True)
+    last = beat_8W[:, -5:].mean(1, keepdims=True)
     beat_8W = beat_8W - first - (last - first) * level
     v1, v2, v3, v4 = beat_8W[2:6]
     rms = [np.sqrt((beat_8W[list(k)] ** 2).mean(0)) for k in (range(8), (0, 1, 6, 7), (3, 4, 5))]
@@ -108,10 +110,8 @@ def delineate_intervals(
     at = _delineate(np.stack(traces), int(0.4 * rr_s * _RATE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing was found in any trace
-        on, off = (
-            _overread(at["on"], slice(0, 3), (-120, -8), np.nanmedian),
-            _overread(at["off"], slice(3, 8), (10, 130), np.nanmax),
-        )
+        on = _overread(at["on"], slice(0, 3), (-120, -8), np.nanmedian)
+        off = _overread(at["off"], slice(3, 8), (10, 130), np.nanmax)
         t_end = np.nanmedian(at["t"][8:])
     return dict(heart_rate_bpm=_heart_rate_bpm(ecg), pr_ms=on - at["p"][8], qrs_ms=off - on, qt_ms=t_end - on)
 
@@ -192,8 +192,10 @@ def _noise_and_shape(beat_KLW: np.ndarray, r_at: int) -> dict[str, float]:
     fine_8 = np.diff(beat_KLW[:, list(_EIGHT), r_at - 90 : r_at - 70], axis=2).std(2)
     x = beat_LW[list(_EIGHT)]
     x = x - np.median(x[:, r_at - 32 : r_at - 25], axis=1, keepdims=True)
-    size, steps = np.linalg.norm(x, axis=0), np.diff(x[:, r_at - 35 : r_at + 45], axis=1)
-    qrs, t = size[r_at - 40 : r_at + 50], size[r_at + 50 :]
+    size = np.linalg.norm(x, axis=0)
+    steps = np.diff(x[:, r_at - 35 : r_at + 45], axis=1)
+    qrs = size[r_at - 40 : r_at + 50]
+    t = size[r_at + 50 :]
     spread = np.log10((np.quantile(fine_8.mean(0), 0.9) + 1e-4) / (np.quantile(fine_8.mean(0), 0.1) + 1e-4))
     return {
         "noise, fine": float(np.log10(np.median(fine_8) + 1e-4)),
@@ -254,11 +256,9 @@ def realism_auc(
             "features", f"groups of {len(one)} and {len(other)}", "Give six records or more of each."
         )
     both = pd.concat([one, other], ignore_index=True)
-    label, rng, rows = (
-        np.r_[np.ones(len(one), int), np.zeros(len(other), int)],
-        np.random.default_rng(seed),
-        [],
-    )
+    label = np.r_[np.ones(len(one), int), np.zeros(len(other), int)]
+    rng = np.random.default_rng(seed)
+    rows = []
     models = {
         "logistic": make_pipeline(
             StandardScaler(), LogisticRegression(C=0.02, class_weight="balanced", max_iter=2000)
@@ -291,7 +291,8 @@ def folder_features(
     # whole beats, and why
 ) -> pd.DataFrame:
     "Summary features of the records in a folder."
-    rows, left_out = {}, {}
+    rows = {}
+    left_out = {}
     for hea in sorted(Path(folder).glob("*.hea")):
         if names is not None and hea.stem not in names:
             continue

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/phantom/10_latents.ipynb #236ee168
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -68,10 +68,8 @@ def draw_body(
     weight = np.exp(mu + sd * z_bmi) * (height / 100) ** 2
     bsa = np.sqrt(height * weight / 3600)
     h_mean, h_sd = _BODY[is_male]["height"]
-    log_bsa, sd_bsa = (
-        0.5 * (3 * np.log(h_mean / 100) + mu + np.log(100 / 3600)),
-        0.5 * np.hypot(3 * h_sd / h_mean, sd),
-    )
+    log_bsa = 0.5 * (3 * np.log(h_mean / 100) + mu + np.log(100 / 3600))
+    sd_bsa = 0.5 * np.hypot(3 * h_sd / h_mean, sd)
     return dict(
         is_male=is_male,
         age=age,
@@ -121,13 +119,18 @@ def _with_conditions(
     "Volume, ejection fraction and mass after the effect of the conditions, and the factor on the RV's volume."
     e = rng.normal(size=7)
     if has["lbbb"]:
-        edv, ef = edv * np.exp(0.01 + 0.26 * e[0]), ef - 11 - 7.5 * e[0]
+        edv = edv * np.exp(0.01 + 0.26 * e[0])
+        ef = ef - 11 - 7.5 * e[0]
     if has["mi"]:
-        edv, ef, mass = edv * 1.10, ef - 8 - 3 * e[1], mass * 1.03
+        edv = edv * 1.10
+        ef = ef - 8 - 3 * e[1]
+        mass = mass * 1.03
     if has["lvh"]:
         mass = mass * np.exp(0.30 + 0.08 * e[2])
     if has["dcm"]:
-        edv, ef, mass = edv * np.exp(0.35 + 0.08 * e[3]), ef - 20 - 5 * e[4], mass * 1.25
+        edv = edv * np.exp(0.35 + 0.08 * e[3])
+        ef = ef - 20 - 5 * e[4]
+        mass = mass * 1.25
     if has["af"]:
         ef = ef - 3
     return edv, float(np.clip(ef, 15, 78)), mass, np.exp(0.33 + 0.08 * e[5]) if has["rvd"] else 1.0
@@ -145,7 +148,8 @@ def draw_heart(
         _log_moments(*h[k]) for k in ("edv", "esv", "mass", "rvedv", "sv")
     )
     e_edv, e_esv, e_mass, e_rv, e_shunt, e_long = rng.normal(size=6)
-    r_size, r_age = body["sd_log_bsa"] / s_edv, -0.15
+    r_size = body["sd_log_bsa"] / s_edv
+    r_age = -0.15
     z_edv = r_size * body["z_bsa"] + r_age * body["z_age"] + np.sqrt(1 - r_size**2 - r_age**2) * e_edv
     z_esv = h["rho"] * z_edv + np.sqrt(1 - h["rho"] ** 2) * e_esv
     z_index = 0.5 * e_edv + np.sqrt(0.75) * e_mass
@@ -184,7 +188,8 @@ def draw_timing(
     # slope of QT on RR
 ) -> dict:
     "Draw heart rates, mechanical timing and QT."
-    male, zc = body["is_male"], heart["z_contract"]
+    male = body["is_male"]
+    zc = heart["z_contract"]
     e_hr, e_scan, e_es, e_qt, e_slope, e_ej, e_ivr, e_atrial, e_tpte = rng.normal(size=9)
     hr = 64 + 2 * (not male) + 9.2 * e_hr + 8 * has["af"]
     hr_scan = 63 + 2 * (not male) + 10 * (0.8 * e_hr + 0.6 * e_scan) + 6 * has["af"]
@@ -211,7 +216,9 @@ def draw_timing(
 # %% ../../nbs/phantom/10_latents.ipynb #9342c187
 def _qrs_ms(has: dict, is_male: bool, heart: dict, e: float) -> float:
     "QRS duration with its published links to volume, mass and length."
-    z_edv, z_mass, z_long = heart["z_edv"], heart["z_mass"], np.log(heart["long_gain"]) / 0.05
+    z_edv = heart["z_edv"]
+    z_mass = heart["z_mass"]
+    z_long = np.log(heart["long_gain"]) / 0.05
     if has["lbbb"]:
         return 148 + 10 * (0.13 * z_edv + 0.31 * z_mass + 0.90 * e)
     return (
@@ -231,7 +238,8 @@ def draw_electrics(
 ) -> dict:  # durations (ms), gains (ratio), angles (degrees)
     "Draw conduction, voltage, axes, repolarisation and how the heart lies in the image."
     e = rng.normal(size=12)
-    male, z_age = body["is_male"], body["z_age"]
+    male = body["is_male"]
+    z_age = body["z_age"]
     log_gain = (0.0 if male else -0.08) + 0.25 * (
         0.42 * heart["z_mass_index"] - 0.25 * body["z_bmi"] + 0.872 * e[1]
     )
@@ -378,7 +386,8 @@ def long_strain(
 
 # %% ../../nbs/phantom/10_latents.ipynb #4d612ecb
 # share of the length below the base, share of the segments
-_LEVELS, _SEGMENTS = (1 / 6, 1 / 2, 5 / 6), (6 / 16, 6 / 16, 4 / 16)
+_LEVELS = (1 / 6, 1 / 2, 5 / 6)
+_SEGMENTS = (6 / 16, 6 / 16, 4 / 16)
 
 
 def further_phenotypes(
@@ -405,7 +414,8 @@ def further_phenotypes(
         )
 
     length = lv_length_mm(lat)
-    ed, es = wall(lat.lvedv_ml, length), wall(lat.lvesv_ml, length * (1 + long_strain(lat) / 100))
+    ed = wall(lat.lvedv_ml, length)
+    es = wall(lat.lvesv_ml, length * (1 + long_strain(lat) / 100))
     return dict(
         lvco_l_min=lat.lvsv_ml * lat.heart_rate_scan_bpm / 1000,
         rvsv_ml=lat.rvedv_ml - lat.rvesv_ml,
@@ -512,9 +522,12 @@ _WHY_NOT = {
 
 def _derived(latents: pd.DataFrame) -> pd.DataFrame:
     "The latents with the quantities of `published_moments`."
-    d, size = latents, lv_length_mm(latents)
-    lvet, pep = d.es_ms - d.ejection_ms, d.ejection_ms + 45
-    ivct, rate = d.ejection_ms - 20, np.where(d.is_male, 1.7, 1.6) * (d.heart_rate_scan_bpm - 65)
+    d = latents
+    size = lv_length_mm(latents)
+    lvet = d.es_ms - d.ejection_ms
+    pep = d.ejection_ms + 45
+    ivct = d.ejection_ms - 20
+    rate = np.where(d.is_male, 1.7, 1.6) * (d.heart_rate_scan_bpm - 65)
     return d.assign(
         lvm_index=d.lvm_g / d.bsa_m2,
         lvesv_index=d.lvesv_ml / d.bsa_m2,
@@ -568,7 +581,8 @@ def moments_beside(
     # holds, why_not
 ) -> pd.DataFrame:
     "The published figures beside the phantom's."
-    d, out = _derived(latents), published_moments()
+    d = _derived(latents)
+    out = published_moments()
     found = [_figure(d, *row) for row in out[["quantity", "group", "statistic"]].itertuples(index=False)]
     out["phantom"], within = (np.array(v) for v in zip(*found))
     scale = np.select([out.statistic == "r", out.statistic == "difference"], [1.0, within], out.value.abs())

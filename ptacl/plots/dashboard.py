@@ -94,7 +94,9 @@ def _draw_speed(ax: Axes, log: pd.DataFrame) -> None:
 
 def _panels(log: pd.DataFrame, cfg: TrainConfig) -> list[Callable[[Axes], None]]:
     "What there is to draw."
-    has = lambda column: column in log and log[column].notna().any()
+
+    def has(column):
+        return column in log and log[column].notna().any()
 
     def curve(
         column: str, title: str, chance: float | None, name: str, unit: str = "nats"
@@ -155,8 +157,10 @@ def plot_dashboard(
     "How a run stands."
     if not rows:
         raise BadInput("rows", "no row of the log", "Pass the log of a run that has begun.")
-    log, last = thin_log(rows), rows[-1]
-    panels, share = _panels(log, cfg), min(1.0, last["epoch"] / cfg.epochs)
+    log = thin_log(rows)
+    last = rows[-1]
+    panels = _panels(log, cfg)
+    share = min(1.0, last["epoch"] / cfg.epochs)
     if not panels:
         raise BadInput("rows", f"columns {list(log)}", "Pass the log that `fit` writes.")
     n_rows = math.ceil(len(panels) / 3)
@@ -199,8 +203,15 @@ class Dashboard:
         share: float = 0.02,  # largest share of the time that drawing may take
         clock: Callable[[], float] = time.perf_counter,  # what tells the time, s
     ) -> None:  # nothing is shown yet
-        self.cfg, self.also, self.every_s, self.share, self.clock = cfg, also, every_s, share, clock
-        self.rows, self.handle, self.drawings, self.spent_s = [], None, 0, 0.0
+        self.cfg = cfg
+        self.also = also
+        self.every_s = every_s
+        self.share = share
+        self.clock = clock
+        self.rows = []
+        self.handle = None
+        self.drawings = 0
+        self.spent_s = 0.0
         self.began = self.next = None
 
     def __call__(
@@ -212,14 +223,17 @@ class Dashboard:
             self.also(row)
         now = self.clock()
         if self.began is None:
-            self.began, self.next, self.first = now, now + self.every_s, row["epoch"] / self.cfg.epochs
+            self.began = now
+            self.next = now + self.every_s
+            self.first = row["epoch"] / self.cfg.epochs
         self.rows.append(row)
         if now < self.next or not any("loss" in r for r in self.rows[-2:]):
             return
         buffer = self._figure(now)
         self._show(Image(data=buffer, format="png"))
         cost = self.clock() - now
-        self.drawings, self.spent_s = self.drawings + 1, self.spent_s + cost
+        self.drawings = self.drawings + 1
+        self.spent_s = self.spent_s + cost
         self.next = now + cost + max(self.every_s, cost / self.share)
 
     def finish(

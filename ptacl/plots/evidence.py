@@ -66,7 +66,8 @@ def _short(value: float) -> str:
 def _forest_panel(ax: Axes, part: pd.DataFrame, methods: list[str], highlight: str) -> None:
     "One metric: rows, intervals, seeds, chance, ceiling, values."
     for name, row in part.set_index("method").iterrows():
-        at, colour = methods.index(name), COLOURS["vermillion" if name == highlight else "blue"]
+        at = methods.index(name)
+        colour = COLOURS["vermillion" if name == highlight else "blue"]
         if np.isfinite(row.get("seed_min", np.nan)):
             ax.hlines(at + 0.24, row.seed_min, row.seed_max, color=COLOURS["black"], linewidth=1, gid="seeds")
         ax.hlines(at, row.low, row.high, color=colour, linewidth=2.2, gid="interval")
@@ -116,7 +117,8 @@ def plot_forest(
         ("method", "metric", "value", "low", "high"),
         "methods by metrics, such as score_over_seeds gives",
     )
-    methods, metrics = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.metric))
+    methods = list(dict.fromkeys(table.method))
+    metrics = list(dict.fromkeys(table.metric))
     if table.duplicated(["method", "metric"]).any():
         raise BadInput("table", "a method and metric occur twice", "Choose one phenotype, k and direction.")
     if fig is None:
@@ -163,7 +165,8 @@ def plot_calibration(
         fig = new_figure(100, 100, layout="constrained")
     ax = fig.subplots()
     spread = bins[["predicted", "observed", "low", "high"]].to_numpy()
-    low, high = np.nanmin(spread), np.nanmax(spread)
+    low = np.nanmin(spread)
+    high = np.nanmax(spread)
     ends = np.array([low, high]) + 0.04 * (high - low or 1) * np.array([-1, 1])
     ax.plot(ends, ends, color=COLOURS["grey"], linestyle=(0, (4, 3)), linewidth=1, label="perfect")
     for i, (name, part) in enumerate(bins.groupby("method", sort=False)):
@@ -208,7 +211,8 @@ def plot_label_efficiency(
         fig = new_figure(120, 80, layout="constrained")
     ax = fig.subplots()
     for i, (name, part) in enumerate(table.groupby("method", sort=False)):
-        colour, mean = COLOURS[_ORDER[i % len(_ORDER)]], part.groupby("n_labels").value.mean()
+        colour = COLOURS[_ORDER[i % len(_ORDER)]]
+        mean = part.groupby("n_labels").value.mean()
         ax.plot(
             part.n_labels,
             part.value,
@@ -262,7 +266,8 @@ def plot_weight_curve(
     for ax, metric in zip(fig.subplots(1, len(metrics), squeeze=False)[0], metrics):
         here = table[table.metric == metric]
         for i, (method, part) in enumerate(here.groupby("method", sort=False)):
-            colour, part = COLOURS[_ORDER[i % len(_ORDER)]], part.sort_values("weight")
+            colour = COLOURS[_ORDER[i % len(_ORDER)]]
+            part = part.sort_values("weight")
             ax.fill_between(
                 part.weight, part.low, part.high, color=colour, alpha=0.15, linewidth=0, gid="interval"
             )
@@ -308,11 +313,9 @@ def plot_joint_space(
     fig: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:  # the figure drawn on
     "Both modalities on two principal components, coloured by a phenotype."
-    ecg_BE, cmr_BE, y_B = (
-        as_rows(ecg_BE, "ECG embeddings"),
-        as_rows(cmr_BE, "CMR embeddings"),
-        np.asarray(phenotype_B, dtype=float),
-    )
+    ecg_BE = as_rows(ecg_BE, "ECG embeddings")
+    cmr_BE = as_rows(cmr_BE, "CMR embeddings")
+    y_B = np.asarray(phenotype_B, dtype=float)
     if ecg_BE.shape != cmr_BE.shape or y_B.shape != (len(ecg_BE),) or ecg_BE.shape[1] < 2 or len(y_B) < 2:
         raise BadInput(
             "embeddings",
@@ -325,7 +328,9 @@ def plot_joint_space(
     place_B2, share_2 = _principal(both)
     if fig is None:
         fig = new_figure(200, 95, layout="constrained")
-    axes, has, n = fig.subplots(1, 2, sharex=True, sharey=True), np.isfinite(y_B), len(y_B)
+    axes = fig.subplots(1, 2, sharex=True, sharey=True)
+    has = np.isfinite(y_B)
+    n = len(y_B)
     ends = np.percentile(y_B[has], [2, 98]) if has.any() else (0, 1)
     for ax, title, at in zip(axes, ("ECGs", "CMRs"), (place_B2[:n], place_B2[n:])):
         ax.scatter(

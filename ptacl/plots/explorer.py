@@ -183,7 +183,8 @@ def open_participant(
 ) -> Participant:  # read from the store where there is one
     "The recordings of a participant."
     p = explored.pairs.take([row])
-    n, F = int(p.n_samples_P[0]), p.cine_PFHW.shape[1]
+    n = int(p.n_samples_P[0])
+    F = p.cine_PFHW.shape[1]
     name = str(p.table.participant_id.iloc[0])
     measured = p.cine_PFHW.store.quality().set_index("participant_id").loc[p.table.participant_id.iloc[0]]
     es_frame = round(float(plausible_es_ms(measured.es_ms, measured.rr_ms) / measured.rr_ms) * F) % F
@@ -287,7 +288,8 @@ def hearts_table(
 ) -> str:  # HTML
     "The nearest participants with their phenotypes."
     near, own_rank = nearest_of(explored, row, question, k)
-    rows, table = [row, *near.row], explored.pairs.table
+    rows = [row, *near.row]
+    table = explored.pairs.table
     own = "the own CMR" if question == "ecg_cmr" else "this participant"
     heads = [
         f'<b style="white-space:nowrap">{escape(explored.ids[row])}</b><br>{own}'
@@ -333,7 +335,9 @@ class Explorer:
         *,
         k: int = 5,  # how many others are found
     ) -> None:  # nothing
-        self.explored, self.k, F = explored, k, explored.pairs.cine_PFHW.shape[1]
+        self.explored = explored
+        self.k = k
+        F = explored.pairs.cine_PFHW.shape[1]
         self.picker = Dropdown(
             options=[(name, i) for i, name in enumerate(explored.ids)], value=first, description="participant"
         )
@@ -341,11 +345,9 @@ class Explorer:
             value=0, min=0, max=F - 1, description="frame", readout=False, layout=Layout(width="260px")
         )
         self.play = Play(min=0, max=F - 1, interval=80, show_repeat=False, repeat=True)
-        self.caption, self.lines, self.tables = (
-            HTML(),
-            HTML(layout=Layout(grid_area="1 / 1", margin="0")),
-            HTML(),
-        )
+        self.caption = HTML()
+        self.lines = HTML(layout=Layout(grid_area="1 / 1", margin="0"))
+        self.tables = HTML()
         self.ecg = ImageWidget(format="png", layout=Layout(grid_area="1 / 1", width="100%", margin="0"))
         self.cine = ImageWidget(format="png", layout=Layout(width="270px", height="270px")).add_class(
             "ptacl-heart"
@@ -377,7 +379,8 @@ class Explorer:
         row: int,  # which, from 0
     ) -> None:  # nothing
         "Put a participant into all widgets, at the frame that the slider is at."
-        e, self.participant = self.explored, open_participant(self.explored, row)
+        e = self.explored
+        self.participant = open_participant(self.explored, row)
         self.ecg.value, self.percent_T = ecg_paper(self.participant, e.fs)
         self.pictures = [_picture(f) for f in self.participant.frames_FHW]
         asked = QUESTIONS if e.cmr_BE.shape[1] else ["ecg_ecg"]
@@ -392,7 +395,8 @@ class Explorer:
         one = self.participant
         at_K = moments_of_phase(one.phase_T, one.starts_K, float(one.frame_phase_F[frame]))
         self.lines.value = lines_html(self.percent_T[at_K[at_K < len(self.percent_T)]])
-        self.cine.value, self.caption.value = self.pictures[frame], escape(one.caption(frame))
+        self.cine.value = self.pictures[frame]
+        self.caption.value = escape(one.caption(frame))
 
     def _repr_mimebundle_(self, **kwargs):
         return self.box._repr_mimebundle_(**kwargs)

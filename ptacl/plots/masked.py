@@ -26,8 +26,10 @@ def plot_rebuilt_ecg(
     title: str = "",  # above the figure
 ) -> Figure:  # one row a lead
     "Draw a recording and what was rebuilt of its hidden patches."
-    fig, T = new_figure(200, 28 * len(shown) + 12, layout="constrained"), signal_LT.shape[1]
-    time_T, patch = np.arange(T) / fs, T // is_masked_LP.shape[1]
+    fig = new_figure(200, 28 * len(shown) + 12, layout="constrained")
+    T = signal_LT.shape[1]
+    time_T = np.arange(T) / fs
+    patch = T // is_masked_LP.shape[1]
     axes = fig.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for ax, name in zip(axes, shown):
         lead = list(lead_names).index(name)
@@ -81,7 +83,8 @@ def plot_masked_curves(
     "Draw how the error of rebuilding fell."
     fig = new_figure(150, 75, layout="constrained")
     ax = fig.subplots()
-    train, held = log[log.loss_mse.notna()], log[log.val_loss_mse.notna()]
+    train = log[log.loss_mse.notna()]
+    held = log[log.val_loss_mse.notna()]
     ax.plot(train.step, train.loss_mse, color="0.6", lw=0.8, label="training steps")
     ax.plot(held.step, held.val_loss_mse, color="tab:red", lw=1.5, marker="o", ms=3, label="held out")
     for (name, value), style in zip(trivial.items(), ("--", ":", "-.")):

@@ -115,18 +115,15 @@ class Movie:
         return f"Movie({len(self.steps)} steps of {self.step_ms:.0f} ms, {len(self.frames_FHW)} frames)"
 
     def _repr_html_(self) -> str:
-        frames, (_, H, W) = np.ascontiguousarray(self.frames_FHW), self.frames_FHW.shape
-        data, first = (
-            dict(
-                steps=json.dumps(self.steps, ensure_ascii=False, separators=(",", ":")).replace(
-                    "'", "\\u0027"
-                ),
-                frames=_jpeg(frames.reshape(-1, W)),
-                size=f"[{H},{W}]",
-                ms=f"{self.step_ms:.1f}",
-            ),
-            self.steps[0],
+        frames = np.ascontiguousarray(self.frames_FHW)
+        (_, H, W) = self.frames_FHW.shape
+        data = dict(
+            steps=json.dumps(self.steps, ensure_ascii=False, separators=(",", ":")).replace("'", "\\u0027"),
+            frames=_jpeg(frames.reshape(-1, W)),
+            size=f"[{H},{W}]",
+            ms=f"{self.step_ms:.1f}",
         )
+        first = self.steps[0]
         name = hashlib.sha256(str(data).encode() + self.picture).hexdigest()[:12]
         still = _jpeg(frames[max(first[0], 0)])
         beside = (
@@ -158,7 +155,8 @@ def _to_grey(frames_FHW: np.ndarray) -> np.ndarray:
 
 def _one_slice(frames_FHW: ArrayLike, phase_F: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "One slice and its phases as arrays."
-    frames_FHW, phase_F = np.asarray(frames_FHW, dtype=float), np.asarray(phase_F, dtype=float)
+    frames_FHW = np.asarray(frames_FHW, dtype=float)
+    phase_F = np.asarray(phase_F, dtype=float)
     if frames_FHW.ndim != 3 or phase_F.shape != (len(frames_FHW),):
         raise BadInput(
             "frames_FHW",
@@ -193,7 +191,8 @@ def cine_movie(
 ) -> Movie:  # one step a frame
     "A cine over its cycle, with phase and time."
     frames_FHW, phase_F = _one_slice(frames_FHW, phase_F)
-    marks, (_, H, W) = {ed_frame: "ED", es_frame: "ES"}, frames_FHW.shape
+    marks = {ed_frame: "ED", es_frame: "ES"}
+    (_, H, W) = frames_FHW.shape
     steps = [
         (f, 0.0, to_hex(PHASE_CMAP(phase_F[f])), frame_caption(f, phase_F, time_ms_F, marks))
         for f in range(len(frames_FHW))
@@ -236,7 +235,8 @@ def pair_movie(
         seconds=seconds,
         title=title,
     )
-    ax, F = fig.axes[0], len(frames_FHW)
+    ax = fig.axes[0]
+    F = len(frames_FHW)
     # of the rhythm strip, mm on the paper
     x_T = next(l for l in reversed(ax.lines) if l.get_gid() in lead_names).get_xdata()
     at_S = np.arange(0, len(x_T), max(1, round(step_s * fs)))
@@ -271,7 +271,8 @@ def plot_montage(
     tile_mm: float = 24.0,  # width of an image on the sheet, mm of paper
 ) -> Figure:  # one row a slice, one column a phase
     "All slices of a short-axis stack at several phases."
-    frames_FZHW, phase_F = np.asarray(frames_FZHW, dtype=float), np.asarray(phase_F, dtype=float)
+    frames_FZHW = np.asarray(frames_FZHW, dtype=float)
+    phase_F = np.asarray(phase_F, dtype=float)
     if frames_FZHW.ndim != 4 or phase_F.shape != (len(frames_FZHW),):
         raise BadInput(
             "frames_FZHW",
@@ -282,14 +283,18 @@ def plot_montage(
     shown = np.unique(
         np.linspace(0, len(phase_F), min(n_shown, len(phase_F)), endpoint=False).round().astype(int)
     )
-    height_mm, left, top = tile_mm * H * spacing_mm[1] / (W * spacing_mm[2]), 19.0, 6.0
-    width, height = left + len(shown) * (tile_mm + 1), top + Z * (height_mm + 1)
+    height_mm = tile_mm * H * spacing_mm[1] / (W * spacing_mm[2])
+    left = 19.0
+    top = 6.0
+    width = left + len(shown) * (tile_mm + 1)
+    height = top + Z * (height_mm + 1)
     ax = new_figure(width, height).add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     ax.set_axis_off()
     dark, bright = np.percentile(frames_FZHW, [0.5, 99.5])
     for i, f in enumerate(shown):
-        x, colour = left + i * (tile_mm + 1), PHASE_CMAP(phase_F[f] % 1)
+        x = left + i * (tile_mm + 1)
+        colour = PHASE_CMAP(phase_F[f] % 1)
         ax.add_patch(Rectangle((x, 0.5), tile_mm, top - 1, color=colour, linewidth=0))
         ax.text(
             x + tile_mm / 2,
@@ -349,10 +354,8 @@ def cavity_radius(
     angle_A = 2 * np.pi * np.arange(n_angles) / n_angles
     step = min(dy, dx) / 8
     along_N = np.arange(0, math.hypot(*mask_FHW.shape[1:]) * max(dy, dx), step)
-    rows_AN, cols_AN = (
-        row - np.sin(angle_A)[:, None] * along_N / dy,
-        col + np.cos(angle_A)[:, None] * along_N / dx,
-    )
+    rows_AN = row - np.sin(angle_A)[:, None] * along_N / dy
+    cols_AN = col + np.cos(angle_A)[:, None] * along_N / dx
     radius_FA = np.full((len(mask_FHW), n_angles), np.nan)
     for f in np.flatnonzero(mask_FHW.any((1, 2))):
         out_AN = map_coordinates(mask_FHW[f], [rows_AN, cols_AN], order=1, cval=0.0) < 0.5
@@ -368,7 +371,8 @@ def plot_cavity_polar(
     es_frame: int,  # end-systolic frame
 ) -> Figure:  # outlines on the left, radius over direction and phase on the right
     "The outline of the cavity through the cycle, and its radius by direction and phase."
-    radius_FA, phase_F = np.asarray(radius_FA, dtype=float), np.asarray(phase_F, dtype=float)
+    radius_FA = np.asarray(radius_FA, dtype=float)
+    phase_F = np.asarray(phase_F, dtype=float)
     if radius_FA.ndim != 2 or phase_F.shape != (len(radius_FA),):
         raise BadInput(
             "radius_FA",
@@ -379,7 +383,8 @@ def plot_cavity_polar(
     angle_A = 2 * np.pi * np.arange(radius_FA.shape[1] + 1) / radius_FA.shape[1]
     closed_FA = np.concatenate([radius_FA, radius_FA[:, :1]], axis=1)
     grid = fig.add_gridspec(1, 2, width_ratios=(1, 1.25))
-    ax, flat = fig.add_subplot(grid[0], projection="polar"), fig.add_subplot(grid[1])
+    ax = fig.add_subplot(grid[0], projection="polar")
+    flat = fig.add_subplot(grid[1])
     for f, r_A in enumerate(closed_FA):
         ax.plot(angle_A, r_A, color=PHASE_CMAP(phase_F[f]), linewidth=0.9, gid=f"{f}")
     for f, name, style in ((ed_frame, "ED", "-"), (es_frame, "ES", "--")):
@@ -503,16 +508,12 @@ def plot_gallery(
             )
     own = str(participants.participant_id.iloc[0])
     paper = plot_ecg(signal_LT, fs, lead_names).get_size_inches() * 25.4
-    aspect, left, gap = (
-        images_KQHW.shape[-1] * spacing_mm[2] / (images_KQHW.shape[-2] * spacing_mm[1]),
-        max([30.0, *(6 + 1.75 * len(f"{n}, {u}") for n, u in units.items())]),
-        3.0,
-    )
+    aspect = images_KQHW.shape[-1] * spacing_mm[2] / (images_KQHW.shape[-2] * spacing_mm[1])
+    left = max([30.0, *(6 + 1.75 * len(f"{n}, {u}") for n, u in units.items())])
+    gap = 3.0
     tile = float(np.clip(((paper[0] - left) / len(participants) - gap) / 2, 17, 26))
-    below, width = (
-        12 + tile / aspect + 4.5 * len(units) + 3,
-        max(paper[0], left + len(participants) * (2 * tile + gap)),
-    )
+    below = 12 + tile / aspect + 4.5 * len(units) + 3
+    width = max(paper[0], left + len(participants) * (2 * tile + gap))
     height = paper[1] + below
     fig = new_figure(width, height)
     plot_ecg(

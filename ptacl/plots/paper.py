@@ -72,7 +72,8 @@ def _palette_png(rgb_HWC: np.ndarray, dpi: float) -> bytes:
             Image.fromarray(others[None]).quantize(128, method=Image.Quantize.MAXCOVERAGE).getpalette()[:384]
         )
         others = np.concatenate([others[:64], np.array(cover, dtype=np.uint8).reshape(-1, 3)])
-    palette, buffer = np.concatenate([greys, others]), io.BytesIO()
+    palette = np.concatenate([greys, others])
+    buffer = io.BytesIO()
     nearest = cKDTree(palette.astype(float)).query(colours.astype(float))[1].astype(np.uint8)
     image = Image.frombytes("P", pixels.shape[::-1], nearest[where].tobytes())
     image.putpalette(palette.tobytes())
@@ -103,12 +104,15 @@ def new_figure(
 
 
 # %% ../../nbs/plots/10_paper.ipynb #08f14192
-MM_PER_S, MM_PER_MV = 25.0, 10.0  # paper speed and gain
+MM_PER_S = 25.0  # paper speed and gain
+MM_PER_MV = 10.0
 
 # %% ../../nbs/plots/10_paper.ipynb #ee732a98
 _PAPER = dict(ground="#FFF7F7", minor="#F7DEDE", major="#E7A5A5")
 # margins around the traces, mm: calibration pulse, edge, title
-_LEFT, _RIGHT, _TOP = 15.0, 5.0, 10.0
+_LEFT = 15.0
+_RIGHT = 5.0
+_TOP = 10.0
 _BAND = 15.0  # room below the rhythm strip for phase and seconds, mm
 _HALO = [withStroke(linewidth=2.5, foreground=_PAPER["ground"])]
 _ROWS = {
@@ -133,7 +137,8 @@ def _segments(
     signal_LT: np.ndarray, fs: float, lead_names: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> list[list[_Trace]]:
     "The traces of each row, which follow each other in time."
-    out, n = [], signal_LT.shape[1]
+    out = []
+    n = signal_LT.shape[1]
     for row in rows:
         cuts = np.round(np.linspace(0, n, len(row) + 1)).astype(int)
         out.append(
@@ -155,9 +160,11 @@ def _baselines(rows: list[list[_Trace]]) -> tuple[list[float], float]:
     def room(row: list, sign: int, least: float) -> float:
         return min(max(least, 5 * math.ceil(max(np.nan_to_num(sign * y).max() for *_, y in row) / 5)), 30.0)
 
-    up_R, down_R = [room(row, 1, 10.0) for row in rows], [room(row, -1, 5.0) for row in rows]
+    up_R = [room(row, 1, 10.0) for row in rows]
+    down_R = [room(row, -1, 5.0) for row in rows]
     up_R[-1] += 5.0  # room for the R marks above the rhythm strip
-    height, y = _TOP + sum(up_R) + sum(down_R) + _BAND, _BAND
+    height = _TOP + sum(up_R) + sum(down_R) + _BAND
+    y = _BAND
     bases = []
     for up, down in zip(reversed(up_R), reversed(down_R)):
         bases.append(y + down)
@@ -239,9 +246,11 @@ def _draw_rhythm(
     es_phase: float | None,
 ) -> None:
     "R peaks, the band of cardiac phase and the seconds, below and above the rhythm strip."
-    low, high = 6.5, 11.5
+    low = 6.5
+    high = 11.5
     if r_peaks is not None and len(r_peaks):
-        x, y = x_T[r_peaks], y_T[r_peaks]
+        x = x_T[r_peaks]
+        y = y_T[r_peaks]
         ax.plot(
             x,
             np.maximum(y, np.nanmax(y_T) - 5) + 2.2,
@@ -351,7 +360,8 @@ def _shown_frames(n_frames: int, n_shown: int, keep: tuple[int, int]) -> np.ndar
     free = np.ones(len(picked), bool)
     for frame in dict.fromkeys(keep):
         away = np.where(free, np.abs(picked - frame), n_frames)
-        picked[away.argmin()], free[away.argmin()] = frame, False
+        picked[away.argmin()] = frame
+        free[away.argmin()] = False
     return np.unique(picked)
 
 
@@ -429,7 +439,8 @@ def plot_cine_strip(
     ax: Axes | None = None,  # axes to draw in; None = a new sheet
 ) -> Figure:  # the figure drawn on
     "Frames of a cine with their cardiac phase, end-diastole and end-systole marked, and a scale bar."
-    frames_FHW, phase_F = np.asarray(frames_FHW, dtype=float), np.asarray(phase_F, dtype=float)
+    frames_FHW = np.asarray(frames_FHW, dtype=float)
+    phase_F = np.asarray(phase_F, dtype=float)
     if frames_FHW.ndim != 3 or phase_F.shape != (len(frames_FHW),):
         raise BadInput(
             "frames_FHW",
@@ -444,7 +455,8 @@ def plot_cine_strip(
         )
     shown = _shown_frames(len(frames_FHW), n_shown, (ed_frame, es_frame))
     n_cols = min(n_cols or len(shown), len(shown))
-    width, height = frames_FHW.shape[2] * spacing_mm[2], frames_FHW.shape[1] * spacing_mm[1]
+    width = frames_FHW.shape[2] * spacing_mm[2]
+    height = frames_FHW.shape[1] * spacing_mm[1]
     total = _strip_size((width, height), len(shown), n_cols)
     step = (width * (1 + _GAP), height * (1 + _TAB) + width * _GAP)
     if ax is None:
@@ -457,7 +469,8 @@ def plot_cine_strip(
     box = ax.get_position().bounds[2:] * ax.figure.get_size_inches() * 72 / np.array(total)
     fontsize = float(np.clip(0.66 * _TAB * height * box.min(), 5, 9))
     for i, f in enumerate(shown):
-        x, y = i % n_cols * step[0], total[1] - height * (1 + _TAB) - i // n_cols * step[1]
+        x = i % n_cols * step[0]
+        y = total[1] - height * (1 + _TAB) - i // n_cols * step[1]
         ax.imshow(
             frames_FHW[f],
             cmap="gray",
@@ -500,7 +513,8 @@ def plot_pair(
     _, _, (width, height) = _plan(np.asarray(signal_LT, dtype=float), fs, list(lead_names), seconds)
     frame_mm = (np.shape(frames_FHW)[2] * spacing_mm[2], np.shape(frames_FHW)[1] * spacing_mm[1])
     strip = _strip_size(frame_mm, min(n_shown, len(frames_FHW)), n_cols)
-    strip_height, gap = height - 8.0, 5.0
+    strip_height = height - 8.0
+    gap = 5.0
     total = width + gap + strip_height * strip[0] / strip[1] + 1
     fig = new_figure(total, height)
     paper = fig.add_axes((0, 0, width / total, 1))
@@ -753,7 +767,8 @@ def plot_phase_similarity(
             "Rows are ECG bins, columns frames.",
         )
     order = np.argsort(frame_phase_F)
-    sim_KF, frames = sim_KF[:, order], frame_phase_F[order]
+    sim_KF = sim_KF[:, order]
+    frames = frame_phase_F[order]
     has_K = np.isfinite(sim_KF).all(axis=1)
     best = frames[sim_KF[has_K].argmax(axis=1)]
     away = np.abs(best - bin_phase_K[has_K])
@@ -761,7 +776,8 @@ def plot_phase_similarity(
     if fig is None:
         fig = new_figure(145, 120, layout="constrained")
     ax, beat, top, bar = _similarity_axes(fig, lead_T is not None and phase_T is not None, area_F is not None)
-    x, y = _edges(frames), _edges(bin_phase_K)
+    x = _edges(frames)
+    y = _edges(bin_phase_K)
     ax.set_facecolor("#DDDDDD")
     mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(sim_KF), cmap="cividis", gid="similarity")
     for k in np.flatnonzero(~has_K):
@@ -807,14 +823,16 @@ def _draw_forest(
     ax: Axes, frame: pd.DataFrame, label: str, series: str, value_text: Sequence[str], scale: float = 1.0
 ) -> None:
     "Points with intervals and chance, one row a label, the series below each other within it."
-    labels, names = list(dict.fromkeys(frame[label])), list(dict.fromkeys(frame[series]))
+    labels = list(dict.fromkeys(frame[label]))
+    names = list(dict.fromkeys(frame[series]))
     offset = (np.arange(len(names)) - (len(names) - 1) / 2) * (
         0 if label == series else min(0.3, 0.8 / len(names))
     )
     y = frame[label].map(labels.index).to_numpy() + frame[series].map(dict(zip(names, offset))).to_numpy()
     colours = {name: COLOURS[_SERIES[i % len(_SERIES)]] for i, name in enumerate(names)}
     for name, colour in colours.items():
-        at, own = y[frame[series] == name], frame[frame[series] == name]
+        at = y[frame[series] == name]
+        own = frame[frame[series] == name]
         ax.hlines(at, own.low * scale, own.high * scale, color=colour, linewidth=2.2, gid="interval")
         ax.plot(own.value * scale, at, "o", color=colour, markersize=5.5, gid="value", label=str(name))
         ax.plot(
@@ -873,8 +891,10 @@ def plot_retrieval(
     if fig is None:
         fig = new_figure(240, 70, layout="constrained")
     left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
-    gallery, is_rank = int(metrics.gallery.iloc[0]), metrics.metric == "median rank"
-    recall, rank = metrics[~is_rank], metrics[is_rank]
+    gallery = int(metrics.gallery.iloc[0])
+    is_rank = metrics.metric == "median rank"
+    recall = metrics[~is_rank]
+    rank = metrics[is_rank]
     _draw_forest(left, recall, "metric", "direction", [f"{100 * v:.1f} %" for v in recall.value], 100)
     left.set_xlim(-2, 102)
     _finish_forest(left, f"own partner among the first k of {gallery}", "participants, %")

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.preprocessing import StandardScaler
 
@@ -60,7 +59,7 @@ from ..config import Parameters, TrainConfig, check_names, checked_type
 from ..core import BadInput, samples_dir, seed_everything, write_atomic
 from ..data.batches import Pairs, load_data
 from ..data.store import PrepareConfig, is_store, prepare_cohort, read_source, settings_of
-from ..evaluation.retrieval import ALL, DISTANCE, ranks, similar_by_participant
+from ..evaluation.retrieval import ranks, similar_by_participant
 from ..evaluation.statistics import compare_methods, mean_statistics, rank_statistics, score_over_seeds
 from ..models.ptacl import count_parameters
 from ..models.saved import save_pretrained, start_encoders
@@ -75,7 +74,8 @@ def parse_settings(
     cls: type[Parameters],  # TrainConfig, PretrainConfig ...
 ) -> dict[str, object]:  # name -> value, of the field's type
     "Read settings from text."
-    kinds, found = {f.name: type(f.default) for f in fields(cls)}, {}
+    kinds = {f.name: type(f.default) for f in fields(cls)}
+    found = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, value = (x.strip() for x in part.partition(" "))
         if not value:
@@ -138,10 +138,8 @@ def common_settings(
     cfg: CompareConfig,  # uses recipe and pretrain_recipe
 ) -> tuple[dict[str, object], dict[str, object]]:  # of train.ipynb and of pretrain.ipynb
     "What the rows of a comparison share, checked."
-    train, before = (
-        parse_settings(cfg.recipe, TrainConfig),
-        parse_settings(cfg.pretrain_recipe, PretrainConfig),
-    )
+    train = parse_settings(cfg.recipe, TrainConfig)
+    before = parse_settings(cfg.pretrain_recipe, PretrainConfig)
     TrainConfig.from_params(train), PretrainConfig.from_params(before)
     return train, before
 
@@ -152,7 +150,10 @@ def cells_of(
 ) -> list[Cell]:  # seed by seed
     "The cells of a comparison."
     train, before = common_settings(cfg)
-    numbers = lambda text: tuple(int(s) for s in text.split(","))
+
+    def numbers(text):
+        return tuple(int(s) for s in text.split(","))
+
     methods = tuple(m.strip() for m in cfg.methods.split(",") if m.strip()) or tuple(METHODS)
     return comparison_cells(
         train,
@@ -206,7 +207,8 @@ def _trained(
     train_cfg = TrainConfig.from_params(params)
     store = stored_data(cfg, train_cfg)
     pairs = load_data(store, train_cfg, progress=False)[1]
-    train, test = pairs.split("train"), pairs.split("test")
+    train = pairs.split("train")
+    test = pairs.split("test")
     seed_everything(train_cfg.seed)
     model = fit_input_scaling(start_encoders(build_system(train_cfg), train_cfg), train)
     state = fit(train_cfg, model, train, test, checkpoint=folder / "last.ckpt", progress=progress)
@@ -261,7 +263,8 @@ def _features_of(
     "Features without training, gaps filled with what the training participants have."
     train_cfg = TrainConfig.from_params(common_settings(cfg)[0])
     pairs = load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1]
-    train, test = pairs.split("train"), pairs.split("test")
+    train = pairs.split("train")
+    test = pairs.split("test")
     table = {
         part: _feature_rows(p, cell.features, train_cfg) for part, p in (("train", train), ("test", test))
     }
@@ -293,13 +296,15 @@ def held_out_table(
     # of phenotypes and conditions
 ) -> pd.DataFrame:
     "What a method does for every held-out participant."
-    names, sick = [n.strip() for n in cfg.phenotypes.split(",")], _scored_conditions(cfg, train, test)
+    names = [n.strip() for n in cfg.phenotypes.split(",")]
+    sick = _scored_conditions(cfg, train, test)
     check_names(names, list(train))
     out = dict(participant_id=test.participant_id)
     scaled_BD = StandardScaler().fit(arrays["train_ecg_BD"]).transform(arrays["test_ecg_BD"])
     found = {"ecg": (scaled_BD, scaled_BD)}
     if "test_cmr_BE" in arrays:
-        ecg_BE, cmr_BE = arrays["test_ecg_BE"], arrays["test_cmr_BE"]
+        ecg_BE = arrays["test_ecg_BE"]
+        cmr_BE = arrays["test_cmr_BE"]
         out |= dict(rank_cmr=ranks(ecg_BE, cmr_BE), rank_ecg=ranks(cmr_BE, ecg_BE))
         found["cmr"] = (ecg_BE, cmr_BE)
     for kind, (query, gallery) in found.items():
@@ -382,7 +387,8 @@ def read_cells(
     # method -> `held_out_table` of each seed's cell; methods without a finished cell are left out
 ) -> dict[str, list[pd.DataFrame]]:
     "The finished cells of a comparison."
-    found, people = {}, None
+    found = {}
+    people = None
     for cell in cells_of(cfg):
         folder = _folder(cfg) / cell.key
         if not (folder / "cell.json").exists():
@@ -429,14 +435,13 @@ def few_labels(
     # within the range of the labels); no rows where no cell has its embeddings
 ) -> pd.DataFrame:
     "How well the phenotypes are read from each encoder when few have a label."
-    common, names, people, rows = (
-        common_settings(cfg)[0],
-        [n.strip() for n in cfg.phenotypes.split(",")],
-        {},
-        [],
-    )
+    common = common_settings(cfg)[0]
+    names = [n.strip() for n in cfg.phenotypes.split(",")]
+    people = {}
+    rows = []
     for cell in cells_of(cfg):
-        folder, train_cfg = _folder(cfg) / cell.key, TrainConfig.from_params(cell.params or common)
+        folder = _folder(cfg) / cell.key
+        train_cfg = TrainConfig.from_params(cell.params or common)
         if train_cfg.system == "supervised" or not (
             (folder / "cell.json").exists() and (folder / "embeddings.safetensors").exists()
         ):
@@ -448,13 +453,11 @@ def few_labels(
                 .table[names]
                 .reset_index(drop=True)
             )
-        z, truth, known = (
-            load_file(folder / "embeddings.safetensors"),
-            pd.read_csv(folder / "held_out.tsv", sep="\t")[[f"true_{n}" for n in names]].set_axis(
-                names, axis=1
-            ),
-            people[train_cfg.phase_map],
+        z = load_file(folder / "embeddings.safetensors")
+        truth = pd.read_csv(folder / "held_out.tsv", sep="\t")[[f"true_{n}" for n in names]].set_axis(
+            names, axis=1
         )
+        known = people[train_cfg.phase_map]
         if len(z["train_ecg_BD"]) != len(known):
             raise BadInput(
                 folder,
@@ -491,12 +494,14 @@ def _tasks(
     tables: Sequence[pd.DataFrame],
 ) -> dict[str, tuple[Callable, list[str], list[float], Callable[[pd.DataFrame], np.ndarray | None]]]:
     "Task -> its statistic, the names of its metrics, their chance, and what it takes of a cell's table (None = the method has no answer)."
-    first, n = tables[0], len(tables[0])
+    first = tables[0]
+    n = len(tables[0])
     known = [c[len("predicted_") :] for c in first if c.startswith("predicted_")]
     sick = [c for c in known if set(first[f"true_{c}"].dropna()) <= {0.0, 1.0}]
     names = [c for c in known if c not in sick]
-    both = lambda columns: (
-        lambda t: (
+
+    def both(columns):
+        return lambda t: (
             np.stack(
                 [t[[f"{kind}_{c}" for c in columns]].to_numpy(float) for kind in ("true", "predicted")],
                 axis=2,
@@ -504,8 +509,10 @@ def _tasks(
             if columns
             else None
         )
-    )
-    column = lambda c: lambda t: t[c].to_numpy(float) if c in t else None
+
+    def column(c):
+        return lambda t: t[c].to_numpy(float) if c in t else None
+
     chance = float(first.similar_chance_sd.mean())
     return dict(
         retrieval=(
@@ -546,7 +553,8 @@ def comparison_tables(
     cells = read_cells(cfg)
     if not cells:
         raise BadInput(_folder(cfg), "holds no finished cell", "Run the cells first")
-    scores, differences = [], []
+    scores = []
+    differences = []
     for task, (statistic, metrics, chance, take) in _tasks(
         [t for runs in cells.values() for t in runs]
     ).items():

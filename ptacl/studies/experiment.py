@@ -26,7 +26,8 @@ def run_notebook(
     "Execute a notebook with parameters that must exist in it."
     import papermill
 
-    notebook, out = Path(notebook), Path(out)
+    notebook = Path(notebook)
+    out = Path(out)
     if not notebook.is_file():
         raise BadInput(
             notebook, "no such notebook", "Give the path of an experiment, such as nbs/train.ipynb"

@@ -97,7 +97,8 @@ def main(
 ) -> int:  # exit code: 0 if the notebook ran through or was stopped in order
     "Execute an experiment as the command line says."
     notebook, out, params = read_arguments(sys.argv[1:] if args is None else args)
-    (process, processes), failed = this_process(), []
+    (process, processes) = this_process()
+    failed = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ[TRAINING_FILE] = str(Path(scratch) / "training")
 

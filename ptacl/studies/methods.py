@@ -41,7 +41,9 @@ from ..models.systems import SYSTEMS
 from ..training.pretraining import PretrainConfig
 
 # %% ../../nbs/studies/30_methods.ipynb #e4bf2dac
-_QUIET_S, _QRS_SHARES, _P_MV = 0.012, (0.05, 0.1, 0.2), 0.015
+_QUIET_S = 0.012
+_QRS_SHARES = (0.05, 0.1, 0.2)
+_P_MV = 0.015
 
 
 def _first_quiet(x_T: np.ndarray, level: float, n: int) -> float:
@@ -57,9 +59,11 @@ def _qrs_bounds(beat_LT: np.ndarray, r_at: int, fs: float) -> tuple[float, float
     "Onset and end of QRS, samples."
     sos = butter(2, min(40, 0.45 * fs), "lowpass", fs=fs, output="sos")
     speed_T = np.sqrt((np.gradient(sosfiltfilt(sos, beat_LT, axis=1), axis=1) ** 2).mean(0))
-    first, last = max(r_at - round(0.14 * fs), 0), min(r_at + round(0.20 * fs), len(speed_T) - 1)
+    first = max(r_at - round(0.14 * fs), 0)
+    last = min(r_at + round(0.20 * fs), len(speed_T) - 1)
     near = slice(max(r_at - round(0.12 * fs), 0), r_at + round(0.14 * fs))
-    rest, n = np.median(speed_T[near][: round(0.05 * fs)]), max(2, round(_QUIET_S * fs))
+    rest = np.median(speed_T[near][: round(0.05 * fs)])
+    n = max(2, round(_QUIET_S * fs))
     peak = speed_T[near].max() - rest
     # between its first and last fast part QRS may have a notch
     fast = near.start + np.flatnonzero(speed_T[near] > rest + 0.35 * peak)
@@ -67,10 +71,8 @@ def _qrs_bounds(beat_LT: np.ndarray, r_at: int, fs: float) -> tuple[float, float
         return np.nan, np.nan
     for share in _QRS_SHARES:
         level = rest + share * peak
-        on, off = (
-            fast[0] - _first_quiet(speed_T[first : fast[0] + 1][::-1], level, n),
-            fast[-1] + _first_quiet(speed_T[fast[-1] : last + 1], level, n),
-        )
+        on = fast[0] - _first_quiet(speed_T[first : fast[0] + 1][::-1], level, n)
+        off = fast[-1] + _first_quiet(speed_T[fast[-1] : last + 1], level, n)
         if off - on < 0.2 * fs:
             break
     return on, off
@@ -81,7 +83,8 @@ def _p_onset(beat_LT: np.ndarray, spread_L: np.ndarray, qrs_on: float, fs: float
     if not np.isfinite(qrs_on):
         return np.nan
     on = int(qrs_on)
-    start, stop = max(0, on - round(0.30 * fs)), on - round(0.02 * fs)
+    start = max(0, on - round(0.30 * fs))
+    stop = on - round(0.02 * fs)
     if stop - start < 0.08 * fs:
         return np.nan
     y_LT = sosfiltfilt(butter(2, min(25, 0.45 * fs), "lowpass", fs=fs, output="sos"), beat_LT, axis=1)[
@@ -131,12 +134,15 @@ def median_beat(
     beats: Beats,  # its beats, of `find_beats`
 ) -> MedianBeat | None:  # None = fewer than two whole beats of the dominant rhythm
     "Median beat of the dominant rhythm, with P, QRS and T marked."
-    fs, r, x_LT = ecg.fs, beats.r_peaks, ecg.signal_LT[ecg.lead_ok_L].astype(np.float64)
+    fs = ecg.fs
+    r = beats.r_peaks
+    x_LT = ecg.signal_LT[ecg.lead_ok_L].astype(np.float64)
     if len(r) < 3:
         return None
     is_ectopic_K = find_ectopic(ecg.signal_LT, ecg.lead_ok_L, fs, r)
     rr = np.diff(r)[beats.is_usable_K[:-1]] if beats.is_usable_K.any() else np.diff(r)
-    before, after = round(min(0.36 * fs, 0.42 * np.median(rr))), round(min(0.6 * fs, 0.75 * np.median(rr)))
+    before = round(min(0.36 * fs, 0.42 * np.median(rr)))
+    after = round(min(0.6 * fs, 0.75 * np.median(rr)))
     keep = [k for k, e in zip(r, is_ectopic_K) if not e and k >= before and k + after <= x_LT.shape[1]]
     if len(keep) < 2 or before < 0.12 * fs:
         return None
@@ -144,7 +150,8 @@ def median_beat(
     beat_LT = np.median(beat_KLT, axis=0)
     qrs_on, qrs_off = _qrs_bounds(beat_LT, before, fs)
     spread_L = 1.4826 * np.median(np.abs(beat_KLT - beat_LT), axis=(0, 2)) / np.sqrt(len(keep))
-    p_on, wait = _p_onset(beat_LT, spread_L, qrs_on, fs), (beats.t_ends - r)[np.isfinite(beats.t_ends)]
+    p_on = _p_onset(beat_LT, spread_L, qrs_on, fs)
+    wait = (beats.t_ends - r)[np.isfinite(beats.t_ends)]
     zero = round(qrs_on) if np.isfinite(qrs_on) else before - round(0.06 * fs)
     signal_LT = np.full((len(ecg.signal_LT), beat_LT.shape[1]), np.nan)
     signal_LT[ecg.lead_ok_L] = beat_LT - beat_LT[:, max(0, zero - max(2, round(0.01 * fs))) : zero].mean(
@@ -211,16 +218,21 @@ def _rhythm(beats: Beats) -> dict[str, float]:
 
 def _waves_mv(beat: MedianBeat) -> dict[str, np.ndarray]:
     "Amplitudes by lead, mV, (12,)."
-    fs, x_LT, ms = beat.fs, beat.signal_LT, lambda d: round(d * beat.fs / 1000)
-    on, off = round(beat.qrs_on), round(beat.qrs_off)
-    qrs_LT, rows = np.nan_to_num(x_LT[:, on : off + 1]), np.arange(len(x_LT))
+    fs = beat.fs
+    x_LT = beat.signal_LT
+
+    def ms(d):
+        return round(d * beat.fs / 1000)
+
+    on = round(beat.qrs_on)
+    off = round(beat.qrs_off)
+    qrs_LT = np.nan_to_num(x_LT[:, on : off + 1])
+    rows = np.arange(len(x_LT))
     top_L = qrs_LT.argmax(1)
     st = min(off + ms(60), x_LT.shape[1] - 1)
     stop = min(round(beat.t_end) + ms(20) if np.isfinite(beat.t_end) else x_LT.shape[1], x_LT.shape[1])
-    late_LT, early_LT = (
-        np.nan_to_num(x_LT[:, min(off + ms(80), stop - 1) : stop]),
-        np.nan_to_num(x_LT[:, max(0, on - ms(260)) : max(1, on - ms(20))]),
-    )
+    late_LT = np.nan_to_num(x_LT[:, min(off + ms(80), stop - 1) : stop])
+    early_LT = np.nan_to_num(x_LT[:, max(0, on - ms(260)) : max(1, on - ms(20))])
     out = dict(
         q=np.array([max(0.0, -x[: i + 1].min()) for x, i in zip(qrs_LT, top_L)]),
         r=np.maximum(qrs_LT.max(1), 0),
@@ -257,17 +269,19 @@ def ecg_features(
     beat = median_beat(ecg, beats)
     if beat is None or not (np.isfinite(beat.qrs_on) and np.isfinite(beat.qrs_off)):
         return out
-    waves, at = _waves_mv(beat), {name: k for k, name in enumerate(STANDARD_LEADS)}
-    on, off = round(beat.qrs_on), round(beat.qrs_off)
-    area = lambda a, b: frontal_axis_deg(
-        beat.signal_LT[at["I"], a:b].sum(), beat.signal_LT[at["aVF"], a:b].sum()
-    )
-    qrs_axis, t_axis = (
-        area(on, off + 1),
-        area(off + round(0.08 * ecg.fs), round(beat.t_end)) if np.isfinite(beat.t_end) else np.nan,
-    )
+    waves = _waves_mv(beat)
+    at = {name: k for k, name in enumerate(STANDARD_LEADS)}
+    on = round(beat.qrs_on)
+    off = round(beat.qrs_off)
+
+    def area(a, b):
+        return frontal_axis_deg(beat.signal_LT[at["I"], a:b].sum(), beat.signal_LT[at["aVF"], a:b].sum())
+
+    qrs_axis = area(on, off + 1)
+    t_axis = area(off + round(0.08 * ecg.fs), round(beat.t_end)) if np.isfinite(beat.t_end) else np.nan
     r, s = (dict(zip(STANDARD_LEADS, waves[w])) for w in "rs")
-    cornell, intervals = r["aVL"] + s["V3"], _intervals(beat)
+    cornell = r["aVL"] + s["V3"]
+    intervals = _intervals(beat)
     out |= intervals | dict(
         qrs_axis_deg=qrs_axis,
         t_axis_deg=t_axis,
@@ -498,7 +512,8 @@ def comparison_cells(
             f"sets {', '.join(own)}",
             "That is what methods and seeds differ in: leave it out, or use `targets`",
         )
-    cells, weights = [], set(local_weight_curve(common).values())
+    cells = []
+    weights = set(local_weight_curve(common).values())
     for seed in sorted({*seeds, *other_seeds}):
         for name in methods:
             m = METHODS[name]

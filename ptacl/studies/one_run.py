@@ -78,10 +78,12 @@ def open_trained(
     if cfg.run:
         model, train_cfg = from_pretrained(cfg.run)
     else:
-        model, train_cfg = None, TrainConfig(system="random")
+        model = None
+        train_cfg = TrainConfig(system="random")
     data = cfg.data or train_cfg.data or samples_dir()
     cohort, pairs, _ = load_data(data, train_cfg, progress=False)
-    train, test = pairs.split("train"), pairs.split("test")
+    train = pairs.split("train")
+    test = pairs.split("test")
     if min(len(train), len(test)) < 2:
         raise BadInput(
             data,

@@ -21,7 +21,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/studies/60_speed.ipynb #0a5f752d
-import json
 import statistics
 import subprocess
 import sys
@@ -71,7 +70,8 @@ def rates(
         work()
     for _ in range(max(1, round(seconds / 0.1))):
         for name, work in ways.items():
-            start, done = clock(), 0
+            start = clock()
+            done = 0
             while clock() < start + 0.1:
                 done += work()
             best[name] = max(best[name], done / (clock() - start))
@@ -180,10 +180,8 @@ def repeated_store(
     settings: Mapping[str, object],  # how they were prepared
 ) -> Store:  # opened; participant k is items[k % len(items)]
     "A store in which a few participants stand over and over."
-    folder, people = (
-        Path(folder),
-        pd.DataFrame(dict(participant_id=[f"p{k:06d}" for k in range(n)], ecg="", cine="")),
-    )
+    folder = Path(folder)
+    people = pd.DataFrame(dict(participant_id=[f"p{k:06d}" for k in range(n)], ecg="", cine=""))
     entry = write_shard(
         folder / "shards" / "0000", settings, people, ((items[k % len(items)], []) for k in range(n))
     )
@@ -199,7 +197,8 @@ def sparse_store(
     n_phenotypes: int = 30,  # columns of random numbers in the table
 ) -> None:  # written
     "A store of zeros that takes no room on the disk."
-    folder, entries = Path(folder), []
+    folder = Path(folder)
+    entries = []
     for s in range(n // 1000):
         shard = folder / "shards" / f"{s:04d}"
         shard.mkdir(parents=True)
@@ -275,14 +274,22 @@ def read_files(
     # window
 ) -> list[np.ndarray]:
     "Read a participant from single files."
-    cut = lambda f, x: x[..., start : start + n] if f in ("signal_LT", "phase_T", "is_valid_T") else x
+
+    def cut(f, x):
+        return x[..., start : start + n] if f in ("signal_LT", "phase_T", "is_valid_T") else x
+
     if form == "record":
         record = np.load(folder / f"{k}.npy")
         return [from_steps(cut(f, record[f]), f) for f in _FIELDS]
-    load = lambda f: np.load(folder / f"{k}.{f}.npy", mmap_mode="r" if f == "signal_LT" else None)
-    cine = lambda: from_steps(
-        np.asarray(nib.load(folder / f"{k}.cine.nii").dataobj)[:, :, 0].transpose(2, 1, 0), "cine_FHW"
-    )
+
+    def load(f):
+        return np.load(folder / f"{k}.{f}.npy", mmap_mode="r" if f == "signal_LT" else None)
+
+    def cine():
+        return from_steps(
+            np.asarray(nib.load(folder / f"{k}.cine.nii").dataobj)[:, :, 0].transpose(2, 1, 0), "cine_FHW"
+        )
+
     return [cine() if f == "cine_FHW" and form == "nii" else cut(f, load(f)) for f in _FIELDS]
 
 
@@ -295,18 +302,14 @@ def loading_rates(
     seconds: float,  # for each way
 ) -> pd.DataFrame:  # pairs_per_s and times_slower (than the store), a row each way
     "How many pairs a second reach a batch in several ways, in one process."
-    settings, n_window, batch, rng = (
-        settings_of(cfg),
-        round(cfg.window_s * cfg.fs),
-        cfg.batch_size,
-        np.random.default_rng(0),
-    )
+    settings = settings_of(cfg)
+    n_window = round(cfg.window_s * cfg.fs)
+    batch = cfg.batch_size
+    rng = np.random.default_rng(0)
     raw = cohort.pairs()[["participant_id", "ecg", "cine"]].to_dict("records")
     with tempfile.TemporaryDirectory() as d:
-        pairs, g = (
-            stored_pairs(repeated_store(Path(d) / "store", items, n, settings)),
-            torch.Generator().manual_seed(0),
-        )
+        pairs = stored_pairs(repeated_store(Path(d) / "store", items, n, settings))
+        g = torch.Generator().manual_seed(0)
 
         def from_raw() -> int:
             prepare_participant(cohort.root, raw[rng.integers(len(items))], settings)
@@ -380,10 +383,12 @@ def feeding_rates(
     # pairs_per_s and ratio (to training), a row each: training, loading, loading with all augmentations
 ) -> pd.DataFrame:
     "How many pairs a second are fed, and trained on."
-    n_window, step = round(cfg.window_s * cfg.fs), iter(range(10**9))
+    n_window = round(cfg.window_s * cfg.fs)
+    step = iter(range(10**9))
 
     def feed(cfg: TrainConfig) -> int:
-        k, how = next(step), augmentation_from_config(cfg)
+        k = next(step)
+        how = augmentation_from_config(cfg)
         batch = draw_batch(
             pairs,
             np.random.default_rng(k).integers(0, len(pairs), cfg.batch_size),

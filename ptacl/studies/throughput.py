@@ -82,7 +82,9 @@ def step_shares(
     "How the time of a training step is divided."
     state = _ready_state(cfg, train)
     members = next(step_batches(cfg, train, 0, 1, range(1), "cpu"))[0]
-    rows, n_patches, times = range(len(members)), state.model.ecg_encoder.n_patches, []
+    rows = range(len(members))
+    n_patches = state.model.ecg_encoder.n_patches
+    times = []
 
     def clock() -> float:
         "Seconds, with the device's work done."
@@ -131,7 +133,8 @@ def loop_rates(
     turns: int,  # how often each loop is timed
 ) -> pd.DataFrame:  # loop: bare, training; pairs per second, ratio to the bare one
     "Throughput of the training loop and of a bare one."
-    state, bare = _ready_state(cfg, train), _ready_state(cfg, train)
+    state = _ready_state(cfg, train)
+    bare = _ready_state(cfg, train)
     members, batch = next(
         step_batches(cfg, train, 0, 1, range(1), bare.fabric.device, bare.model.ecg_encoder.n_patches)
     )
@@ -207,7 +210,10 @@ def local_share(
     batch = next(
         step_batches(cfg, train, 0, 1, range(1), state.fabric.device, state.model.ecg_encoder.n_patches)
     )[1]
-    inner, tau = state.model.train().module, lambda: state.model.temperature
+    inner = state.model.train().module
+
+    def tau():
+        return state.model.temperature
 
     def with_local() -> Tensor:
         "The objective."
@@ -216,10 +222,8 @@ def local_share(
     def without() -> Tensor:
         "The global loss, of a forward pass that pools no phases."
         with state.fabric.autocast():
-            ecg_BD, cmr_BD = (
-                inner.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, inner.kept_patches(batch))[1],
-                inner.encode_cine(batch.cine_BFHW, batch.frame_time_BF)[1],
-            )
+            ecg_BD = inner.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, inner.kept_patches(batch))[1]
+            cmr_BD = inner.encode_cine(batch.cine_BFHW, batch.frame_time_BF)[1]
         with state.fabric.autocast():
             return info_nce(inner.ecg_head(ecg_BD), inner.cine_head(cmr_BD), tau())
 
@@ -310,7 +314,9 @@ def _rate_of_process(cfg: TrainConfig, steps: int) -> str:
     "What each process does: train some steps, and say how fast."
     train = load_data(cfg.data, cfg, progress=False)[1].split("train")
     state = _ready_state(cfg, train)
-    rank, world, start = state.fabric.global_rank, state.fabric.world_size, 0.0
+    rank = state.fabric.global_rank
+    world = state.fabric.world_size
+    start = 0.0
     for k, (members, batch) in enumerate(
         step_batches(
             cfg, train, rank, world, range(steps + 2), state.fabric.device, state.model.ecg_encoder.n_patches
@@ -360,7 +366,7 @@ def batch_memory(
             replace(
                 cfg,
                 batch_size=B,
-                micro_batch=0 if B == batch_sizes[0] else batch_sizes[0],
+                micro_batch=0 if batch_sizes[0] == B else batch_sizes[0],
                 data=str(Path(data).resolve()),
             ),
             [{}],
@@ -419,11 +425,12 @@ def embedding_rates(
     "Throughput of embedding, from memory and from files."
     how = dict(fs=cfg.fs, mains_hz=cfg.mains_hz, window_s=cfg.window_s, mean_mv=[0.0] * 12, sd_mv=[0.25] * 12)
     windows = [ecg_windows(read_ecg(f), how) for f in files]
-    signal_BLT, ok_BL = (
-        torch.from_numpy(np.concatenate([w for w, _ in windows])),
-        torch.from_numpy(np.stack([ok for _, ok in windows])),
-    )
-    reading = lambda: [ecg_windows(read_ecg(f), how) for f in files]
+    signal_BLT = torch.from_numpy(np.concatenate([w for w, _ in windows]))
+    ok_BL = torch.from_numpy(np.stack([ok for _, ok in windows]))
+
+    def reading():
+        return [ecg_windows(read_ecg(f), how) for f in files]
+
     rows = []
     for preset in presets:
         torch.manual_seed(cfg.seed)
@@ -462,10 +469,8 @@ def bytes_per_step(
     width = 2 * cfg.embed_dim + (
         2 * cfg.phase_bins * cfg.embed_dim + cfg.phase_bins if cfg.system == "ptacl" else 0
     )
-    gathered, gradients = (
-        cfg.batch_size * width * 4 / 1e6,
-        sum(p.numel() for p in model.parameters()) * 4 / 1e6,
-    )
+    gathered = cfg.batch_size * width * 4 / 1e6
+    gradients = sum(p.numel() for p in model.parameters()) * 4 / 1e6
     return dict(
         gathered_mb=gathered,
         gradients_mb=gradients,

@@ -19,7 +19,6 @@ import os
 import torch
 import torch.distributed as dist
 from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor
 
 from ..core import BadInput
 from ..models.ptacl import Embeddings
@@ -80,7 +79,8 @@ def gather(
     B = len(out[0])
     sizes = [torch.zeros(1, dtype=torch.int64, device=out[0].device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([B], device=out[0].device))
-    sizes, fields = [int(n) for n in sizes], list(out)
+    sizes = [int(n) for n in sizes]
+    fields = list(out)
     for is_float in (True, False):
         at = [k for k, x in enumerate(out) if x.ndim and len(x) == B and x.is_floating_point() == is_float]
         if not at:
@@ -103,7 +103,8 @@ class _Gather(torch.autograd.Function):
         padded[: len(x_BX)] = x_BX
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
-        ctx.start, ctx.sizes = sum(sizes[: dist.get_rank()]), sizes
+        ctx.start = sum(sizes[: dist.get_rank()])
+        ctx.sizes = sizes
         return torch.cat([part[:n] for part, n in zip(parts, sizes)])
 
     @staticmethod

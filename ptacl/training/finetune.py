@@ -119,9 +119,10 @@ def validation_part(
         )
     order = np.argsort([_place(p, "validation") for p in train.table.participant_id], kind="stable")
     n = min(max(2, round(share * len(train))), len(train) - 2)
-    marked = lambda rows, name: (lambda p: replace(p, table=p.table.assign(split=name)))(
-        train.take(np.sort(rows))
-    )
+
+    def marked(rows, name):
+        return (lambda p: replace(p, table=p.table.assign(split=name)))(train.take(np.sort(rows)))
+
     return marked(order[n:], "train"), marked(order[:n], "val")
 
 
@@ -140,7 +141,8 @@ def condition_loss(
 
 def _known_cross_entropy(logit_BY: Tensor, target_BY: Tensor, mean_Y: Tensor, sd_Y: Tensor) -> Tensor:
     "Of standardised targets, unknown ones left out."
-    label_BY, known_BY = target_BY * sd_Y + mean_Y, target_BY.isfinite()
+    label_BY = target_BY * sd_Y + mean_Y
+    known_BY = target_BY.isfinite()
     cost_BY = F.binary_cross_entropy_with_logits(
         logit_BY.float() + torch.logit(mean_Y),
         torch.where(known_BY, label_BY, 0.0).clamp(0, 1),
@@ -179,8 +181,11 @@ def predict_targets(
     # one row a participant, one column a target: phenotypes in their units, or probabilities of conditions
 ) -> pd.DataFrame:
     "Predict phenotypes or conditions from the first window of each ECG."
-    model, cfg, rows = tuned.model.eval(), tuned.cfg, []
-    device, bare = next(model.parameters()).device, replace(pairs, reads_cine=False, target_PY=None)
+    model = tuned.model.eval()
+    cfg = tuned.cfg
+    rows = []
+    device = next(model.parameters()).device
+    bare = replace(pairs, reads_cine=False, target_PY=None)
     for chunk in np.split(np.arange(len(pairs)), range(cfg.batch_size, len(pairs), cfg.batch_size)):
         batch = Batch(**draw_batch(bare, chunk, round(cfg.window_s * cfg.fs))).to(device)
         if tuned.kind == "phenotypes":
@@ -258,7 +263,8 @@ def score_predictions(
     for name in predicted:
         if name not in units:
             raise BadInput(str(name), "has no unit for its errors", "Add it to `units`.")
-        y, known = test[name].to_numpy(float), np.isfinite(test[name].to_numpy(float))
+        y = test[name].to_numpy(float)
+        known = np.isfinite(test[name].to_numpy(float))
         if known.sum() < 3:
             scores = pd.DataFrame(dict(metric=METRICS, value=np.nan, low=np.nan, high=np.nan, chance=np.nan))
         else:

@@ -38,12 +38,15 @@ def cached_forward(
     # embeddings of all, temperature, and what carries their gradients to the weights
 ) -> tuple[Embeddings, Tensor, Callable[[], None]]:
     "Embed a batch micro-batch by micro-batch, to go through each a second time."
-    states, sizes, places = [], [], []
+    states = []
+    sizes = []
+    places = []
     for part in parts:
         states.append(_random_state(fabric.device))
         with torch.no_grad():
             out = model(part())
-        B, filled = len(out[0]), sum(sizes)
+        B = len(out[0])
+        filled = sum(sizes)
         # for all, so that nothing small stays between what is freed
         places = places or [x.new_empty((B * len(parts), *x.shape[1:])) if len(x) == B else x for x in out]
         for place, x in zip(places, out):
@@ -62,10 +65,12 @@ def cached_forward(
     def finish() -> None:
         "Go through every micro-batch again, with the gradient of its embeddings."
         nonlocal out
-        grads, out = [z.grad for z in out], None  # the embeddings themselves are not needed any more
+        grads = [z.grad for z in out]  # the embeddings themselves are not needed any more
+        out = None
         for k, (part, state) in enumerate(zip(parts, states)):
             _set_random_state(state, fabric.device)
-            rows, last = slice(sum(sizes[:k]), sum(sizes[: k + 1])), k == len(parts) - 1
+            rows = slice(sum(sizes[:k]), sum(sizes[: k + 1]))
+            last = k == len(parts) - 1
             with fabric.no_backward_sync(model, enabled=not last):
                 again = model(part())
                 pull = sum(
@@ -96,14 +101,18 @@ def peak_saved_bytes(
     weights: Iterable[Tensor],  # what is held anyway
 ) -> int:  # most bytes that were saved for a backward pass at one time
     "Count what is saved for backward passes."
-    holders, bytes_now, peak, held = {}, 0, 0, {w.untyped_storage().data_ptr() for w in weights}
+    holders = {}
+    bytes_now = 0
+    peak = 0
+    held = {w.untyped_storage().data_ptr() for w in weights}
 
     class Saved:
         "A saved tensor, which says when it goes."
 
         def __init__(self, x):
             nonlocal bytes_now, peak
-            self.x, self.at = x, x.untyped_storage().data_ptr()
+            self.x = x
+            self.at = x.untyped_storage().data_ptr()
             holders[self.at] = holders.get(self.at, 0) + 1
             if holders[self.at] == 1 and self.at not in held:
                 bytes_now += x.untyped_storage().nbytes()

@@ -65,7 +65,7 @@ from ptacl.training.distributed import (
 
 from ..config import TrainConfig
 from ..core import BadInput, write_atomic
-from ..data.augment import Augmentation, BatchGenerator, augment, augmentation_from_config
+from ..data.augment import BatchGenerator, augment, augmentation_from_config
 from ..data.batches import Pairs, draw_batch, epoch_order
 from ..data.ecg import fit_scaling
 from ..data.phase import phase_distance
@@ -97,7 +97,8 @@ def layers_below_top(
     # name of each parameter -> how many layers it is below the heads, 0 = not in an encoder
 ) -> dict[str, int]:
     "How deep below the heads each parameter lies."
-    depth, top = {n: 0 for n, _ in model.named_parameters()}, {}
+    depth = {n: 0 for n, _ in model.named_parameters()}
+    top = {}
     for name, encoder in model.named_modules():
         if not name.endswith("encoder") or any(name.startswith(f"{other}.") for other in top):
             continue
@@ -113,7 +114,10 @@ def layers_below_top(
                     for n, _ in block.named_parameters()
                 }
         top[name] = layer + 1
-    inside = lambda n: next((e for e in top if n.startswith(f"{e}.")), None)
+
+    def inside(n):
+        return next((e for e in top if n.startswith(f"{e}.")), None)
+
     return {n: top[inside(n)] - d if inside(n) else 0 for n, d in depth.items()}
 
 
@@ -161,7 +165,8 @@ def fit_input_scaling(
     if hasattr(model, "cine_mean"):
         # five frames tell mean and deviation
         frames = [c[:: max(1, len(c) // 5)].astype(np.float64) for c in some.cine_PFHW]
-        mean, square = np.mean([f.mean() for f in frames]), np.mean([(f**2).mean() for f in frames])
+        mean = np.mean([f.mean() for f in frames])
+        square = np.mean([(f**2).mean() for f in frames])
         (
             model.cine_mean.fill_(float(mean)),
             model.cine_sd.fill_(float(np.sqrt(max(square - mean**2, 0))) + 1e-6),
@@ -338,11 +343,9 @@ def load_checkpoint(
             f"was made with {changed[0]} = {content['config'].get(changed[0])!r}, not {getattr(cfg, changed[0])!r}",
             "Resume with the same settings, or give another run folder as `out`",
         )
-    now, before, remedy = (
-        state.model.state_dict(),
-        content["model"],
-        "Resume with the same cohort, or give another run folder as `out`",
-    )
+    now = state.model.state_dict()
+    before = content["model"]
+    remedy = "Resume with the same cohort, or give another run folder as `out`"
     if content["cohort"] != state.cohort:
         raise BadInput(
             path,
@@ -361,12 +364,10 @@ def load_checkpoint(
         state.mean.load_state_dict(content["mean"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.fabric._precision.load_state_dict(content["precision"])
-    state.step, state.samples_seen, state.log, state.best = (
-        content["step"],
-        content["samples_seen"],
-        content["log"],
-        content["best"],
-    )
+    state.step = content["step"]
+    state.samples_seen = content["samples_seen"]
+    state.log = content["log"]
+    state.best = content["best"]
     return state
 
 
@@ -459,13 +460,16 @@ def step_batches(
     "Make the batch of every step."
     per_epoch, B = epoch_order(len(train), cfg.batch_size, cfg.seed, 0).shape
     mine = own_rows(B, process, processes)
-    members = lambda step: epoch_order(len(train), cfg.batch_size, cfg.seed, step // per_epoch)[
-        step % per_epoch
-    ]
-    draw = lambda step, part: draw_part(cfg, train, members(step), step, part, n_patches)
-    make = lambda step, part: finish_part(
-        draw(step, part), cfg, step, part, device, ecg_transform, cine_transform
-    )
+
+    def members(step):
+        return epoch_order(len(train), cfg.batch_size, cfg.seed, step // per_epoch)[step % per_epoch]
+
+    def draw(step, part):
+        return draw_part(cfg, train, members(step), step, part, n_patches)
+
+    def make(step, part):
+        return finish_part(draw(step, part), cfg, step, part, device, ecg_transform, cine_transform)
+
     if 0 < cfg.micro_batch < len(mine):
         parts = [
             range(i, min(i + cfg.micro_batch, mine.stop))
@@ -477,7 +481,8 @@ def step_batches(
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(draw, steps.start, mine) if steps else None
         for step in steps:
-            batch, ahead = ahead.result(), pool.submit(draw, step + 1, mine) if step + 1 in steps else None
+            batch = ahead.result()
+            ahead = pool.submit(draw, step + 1, mine) if step + 1 in steps else None
             yield members(step), finish_part(batch, cfg, step, mine, device, ecg_transform, cine_transform)
 
 
@@ -509,11 +514,12 @@ def explain_failure(
     )
     spoiled = [participants[own.start + i] for i in (~rows_B).nonzero().flatten().tolist()]
     found = []
-    watch = lambda name: (
-        lambda module, args, out: (
+
+    def watch(name):
+        return lambda module, args, out: (
             found.append(name) if torch.is_tensor(out) and not found and not out.isfinite().all() else None
         )
-    )
+
     inner = getattr(state.model, "module", state.model)  # without Fabric's wrapping, for the names
     hooks = [m.register_forward_hook(watch(n)) for n, m in inner.named_modules() if not list(m.children())]
     for b in parts:
@@ -549,11 +555,9 @@ def train_step(
     loss_of: Callable[[torch.nn.Module, Batch, TrainConfig], tuple[Tensor, dict]] | None = None,
 ) -> dict[str, Tensor | float | int]:  # parts of the loss, lr, gradient norm, temperature
     "One optimiser step."
-    model, fabric, parts = (
-        state.model.train(),
-        state.fabric,
-        [lambda: batch] if isinstance(batch, Batch) else batch,
-    )
+    model = state.model.train()
+    fabric = state.fabric
+    parts = [lambda: batch] if isinstance(batch, Batch) else batch
     lr = lr_at(state.step, n_steps, cfg.lr, cfg.warmup_share)
     for group in state.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -565,7 +569,8 @@ def train_step(
         if len(parts) > 1:
             out, temperature, finish = cached_forward(model, parts, fabric)
         else:
-            out, temperature = model(parts[0]()), model.temperature
+            out = model(parts[0]())
+            temperature = model.temperature
         loss, row = objective(gather(out), temperature, cfg)
     if not torch.isfinite(loss):
         raise FloatingPointError(
@@ -587,7 +592,8 @@ def train_step(
             explain_failure(f"the gradient is {grad_norm.item()}", state, [p() for p in parts], participants)
         )
     state.optimizer.step()
-    state.step, state.samples_seen = state.step + 1, state.samples_seen + len(participants)
+    state.step = state.step + 1
+    state.samples_seen = state.samples_seen + len(participants)
     return (
         row
         | dict(lr=lr, grad_norm=grad_norm)
@@ -624,7 +630,8 @@ def embed_pairs(
     n_batches: int | None = None,  # only the first so many batches
 ) -> Embeddings:  # all participants, on the CPU, float32
     "Embed every participant, first window of the ECG."
-    was_training, device = model.training, next(model.parameters()).device
+    was_training = model.training
+    device = next(model.parameters()).device
     model.eval()
     chunks = np.split(np.arange(len(pairs)), range(cfg.batch_size, len(pairs), cfg.batch_size))[:n_batches]
     outs = [
@@ -646,18 +653,22 @@ def evaluate(
     # val_ and each part of the loss (nats, or what it has), val_recall_at_1 both ways, val_phase_error, sizes
 ) -> dict[str, float]:
     "Losses and simple retrieval on held-out pairs."
-    z, tau = embed_pairs(model, pairs, cfg, n_batches), model.temperature.detach().float().cpu()
-    n, size = len(z.ecg_BE), min(cfg.batch_size, len(z.ecg_BE))
+    z = embed_pairs(model, pairs, cfg, n_batches)
+    tau = model.temperature.detach().float().cpu()
+    n = len(z.ecg_BE)
+    size = min(cfg.batch_size, len(z.ecg_BE))
     parts = [objective(take_rows(z, slice(i, i + size)), tau, cfg)[1] for i in range(0, n - size + 1, size)]
     row = {
         f"val_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0] if not k.startswith("n_")
     }
     shared = z.cmr_BE.shape[1] > 0 and z.ecg_BE.shape[1] > 0
-    sim_PP, own = z.ecg_BE @ z.cmr_BE.T if shared else torch.full((n, n), torch.nan), torch.arange(n)
+    sim_PP = z.ecg_BE @ z.cmr_BE.T if shared else torch.full((n, n), torch.nan)
+    own = torch.arange(n)
     recall = [
         float((x.argmax(1) == own).float().mean()) if shared else float("nan") for x in (sim_PP, sim_PP.T)
     ]
-    Q, error = z.ecg_BQE.shape[1], float("nan")
+    Q = z.ecg_BQE.shape[1]
+    error = float("nan")
     if bool(z.is_valid_BQ.any()):
         sim_PQQ = (z.ecg_BQE @ z.cmr_BQE.transpose(1, 2)).masked_fill(~z.is_valid_BQ[:, None], -2.0)
         error = float(
@@ -725,10 +736,8 @@ def collect_sigterm(
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before, file = (
-        signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number)),
-        os.environ.get(TRAINING_FILE),
-    )
+    before = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+    file = os.environ.get(TRAINING_FILE)
     if file:
         Path(file).write_text(str(os.getpid()))
     try:
@@ -770,24 +779,18 @@ def fit(
                 f"{len(part)} usable participants in the {name} part",
                 "A contrast needs at least 2: check the split and the quality report",
             )
-    fabric, (per_epoch, B) = (
-        fabric_from_config(cfg),
-        epoch_order(len(train), cfg.batch_size, cfg.seed, 0).shape,
-    )
-    if B < 2 * fabric.world_size:
+    fabric = fabric_from_config(cfg)
+    (per_epoch, B) = epoch_order(len(train), cfg.batch_size, cfg.seed, 0).shape
+    if 2 * fabric.world_size > B:
         raise BadInput(
             "participants.tsv",
             f"{B} training pairs in a batch for {fabric.world_size} processes",
             "Take fewer processes: each needs at least two pairs",
         )
-    n_steps, first = (
-        0 if getattr(cfg, "system", "") == "random" else cfg.epochs * per_epoch,
-        fabric.global_rank == 0,
-    )
-    n_patches, state = (
-        getattr(getattr(model, "ecg_encoder", None), "n_patches", 0),
-        start_state(cfg, model, train, fabric),
-    )
+    n_steps = 0 if getattr(cfg, "system", "") == "random" else cfg.epochs * per_epoch
+    first = fabric.global_rank == 0
+    n_patches = getattr(getattr(model, "ecg_encoder", None), "n_patches", 0)
+    state = start_state(cfg, model, train, fabric)
     if checkpoint is not None and fabric.broadcast(Path(checkpoint).exists()):
         load_checkpoint(state, cfg, Path(checkpoint))
 
@@ -806,7 +809,8 @@ def fit(
     bar = tqdm(
         total=n_steps, initial=state.step, desc="training", unit="step", disable=not (progress and first)
     )
-    clock, last = time.perf_counter(), state.samples_seen
+    clock = time.perf_counter()
+    last = state.samples_seen
     with collect_sigterm(checkpoint is not None) as stop:
         for members, batch in step_batches(
             cfg,
@@ -841,7 +845,8 @@ def fit(
                     + f" (ln {B} = {math.log(B):.2f})",
                     refresh=False,
                 )
-                clock, last = time.perf_counter(), state.samples_seen
+                clock = time.perf_counter()
+                last = state.samples_seen
             if first and (state.step == n_steps or state.step % (per_epoch * cfg.eval_every) == 0):
                 note(score(state.mean or state.model, val, cfg, None))
                 _keep_if_best(state, cfg, checkpoint)

@@ -29,7 +29,6 @@ from ptacl.models.masked import (
     MaskedCine,
     MaskedECG,
     MaskedErrors,
-    Reconstruction,
     masked_loss,
     reconstruction_errors,
     trivial_errors,
@@ -115,7 +114,8 @@ def train_settings(
     cfg: "PretrainConfig",  # settings of a pre-training run
 ) -> TrainConfig:  # what the training loop reads of them
     "The training settings that belong to a pre-training run."
-    own, known = asdict(cfg), {f.name for f in fields(TrainConfig)}
+    own = asdict(cfg)
+    known = {f.name for f in fields(TrainConfig)}
     return TrainConfig(
         **{k: v for k, v in own.items() if k in known}
         | dict(local_weight=0.0, noise_mv=0.0, ecg_keep=1 - cfg.mask_ratio if cfg.modality == "ecg" else 1.0)
@@ -166,7 +166,8 @@ def masked_errors(
     n_batches: int | None = None,  # only the first so many batches
 ) -> MaskedErrors:  # of each recording, on the CPU
     "Errors of rebuilding every recording."
-    was_training, device = model.training, next(model.parameters()).device
+    was_training = model.training
+    device = next(model.parameters()).device
     model.eval()
     chunks = np.split(np.arange(len(pairs)), range(cfg.batch_size, len(pairs), cfg.batch_size))[:n_batches]
     outs = [
@@ -185,7 +186,8 @@ def reconstruction_table(
     # mean square error and correlation of each prediction, over hidden values
 ) -> pd.DataFrame:
     "The model's error beside those of trivial predictions."
-    rows, device = [], next(model.parameters()).device
+    rows = []
+    device = next(model.parameters()).device
     model.eval()
     for start in range(0, len(pairs), cfg.batch_size):
         batch = Batch(

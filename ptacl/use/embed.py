@@ -143,7 +143,8 @@ def shared_head(
     encoder: ECGEncoder,  # read from a folder
 ) -> ProjectionHead:  # in evaluation mode, on the encoder's device
     "The projection head that belongs to an encoder."
-    where, weights = encoder.source or "the encoder", _head_weights(encoder)
+    where = encoder.source or "the encoder"
+    weights = _head_weights(encoder)
     if "layers.0.weight" not in weights:
         raise BadInput(
             where,
@@ -237,7 +238,10 @@ def embed(
         raise BadInput("batch_size", f"is {batch_size}", "Give 1 or more")
     _scaling(encoder)
     head = shared_head(encoder) if which == "embedding" else None
-    names, bad, sums, counts = [], [], [], []
+    names = []
+    bad = []
+    sums = []
+    counts = []
 
     def each() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         "Number of the recording, one window of it, its good leads."
@@ -300,8 +304,10 @@ class PhenotypeProbe:
                 f"have {features.shape[1]} columns, the probe was fitted on {self.weight_YD.shape[1]}",
                 "Take the probe and the encoder from the same folder",
             )
-        value_RY, Y = features.to_numpy(np.float64) @ self.weight_YD.T + self.bias_Y, len(self.phenotypes)
-        half, value = np.tile(self.half_Y, len(features)), value_RY.ravel()
+        value_RY = features.to_numpy(np.float64) @ self.weight_YD.T + self.bias_Y
+        Y = len(self.phenotypes)
+        half = np.tile(self.half_Y, len(features))
+        value = value_RY.ravel()
         table = pd.DataFrame(
             dict(
                 phenotype=list(self.phenotypes) * len(features),
@@ -378,14 +384,19 @@ def fit_probe(
             f"coverage is {coverage}, folds are {folds}",
             "Give a coverage between 0 and 1 and at least 2 folds",
         )
-    weights, biases, halves, counts = [], [], [], []
+    weights = []
+    biases = []
+    halves = []
+    counts = []
     for name in phenotypes:
         if name not in units:
             raise BadInput("units", f"say nothing of {name}", 'Give its unit, or "" for a number without one')
         y_R = phenotypes[name].to_numpy(np.float64)
         known = np.isfinite(y_R)
-        z_RD, y_R = features.to_numpy(np.float64)[known], y_R[known]
-        n, rank = len(y_R), math.ceil(round((known.sum() + 1) * coverage, 9))
+        z_RD = features.to_numpy(np.float64)[known]
+        y_R = y_R[known]
+        n = len(y_R)
+        rank = math.ceil(round((known.sum() + 1) * coverage, 9))
         if n < max(rank, 3 * folds):
             raise BadInput(
                 name,
@@ -468,7 +479,10 @@ class ECGFeatures(TransformerMixin, BaseEstimator):
         windows: str = "first",  # `first` or `mean`, as in `embed`
         batch_size: int = 64,  # windows that go through the encoder at once
     ) -> None:  # nothing
-        self.folder, self.which, self.windows, self.batch_size = folder, which, windows, batch_size
+        self.folder = folder
+        self.which = which
+        self.windows = windows
+        self.batch_size = batch_size
 
     def fit(
         self,
@@ -606,7 +620,8 @@ def embed_command(
     asked = parser.parse_args(argv)
     try:
         write = table_writer(asked.out)
-        encoder, found = ECGEncoder.from_pretrained(asked.encoder), find_ecgs(asked.ecgs)
+        encoder = ECGEncoder.from_pretrained(asked.encoder)
+        found = find_ecgs(asked.ecgs)
         table = embed(
             encoder,
             list(found.values()),
@@ -616,7 +631,8 @@ def embed_command(
             batch_size=asked.batch_size,
             progress=sys.stderr.isatty(),
         )
-        bad, name_of = left_out(table), {str(p): name for name, p in found.items()}
+        bad = left_out(table)
+        name_of = {str(p): name for name, p in found.items()}
         report = table_writer(Path(asked.out).with_suffix(".left_out.tsv"))(
             bad.assign(record=bad.record.map(name_of)).set_index("record")
         )

@@ -41,7 +41,8 @@ class ECGGraph(nn.Module):
                 f"does not say how its input was prepared ({', '.join(missing)})",
                 "Read it from the folder of a finished run, or set encoder.preparation",
             )
-        self.encoder, self.head = encoder, head
+        self.encoder = encoder
+        self.head = head
         for name, key in (("mean_L1", "mean_mv"), ("sd_L1", "sd_mv")):
             self.register_buffer(name, torch.tensor(encoder.preparation[key], dtype=torch.float32)[:, None])
 
@@ -83,11 +84,10 @@ def _traced(encoder: ECGEncoder) -> tuple[ECGGraph, object]:
     onnx, _ = _needed("onnx", "onnxscript")
     head = shared_head(encoder) if has_head(encoder) else None
     graph = ECGGraph(deepcopy(encoder), head).cpu().eval()
-    names, T = ["features", "embedding"][: 1 if head is None else 2], encoder.n_columns * encoder.patch
-    example, batch = (
-        (torch.zeros(2, encoder.n_leads, T), torch.ones(2, encoder.n_leads, dtype=torch.bool)),
-        {0: torch.export.Dim("batch", min=1)},
-    )
+    names = ["features", "embedding"][: 1 if head is None else 2]
+    T = encoder.n_columns * encoder.patch
+    example = (torch.zeros(2, encoder.n_leads, T), torch.ones(2, encoder.n_leads, dtype=torch.bool))
+    batch = {0: torch.export.Dim("batch", min=1)}
     with _quiet():
         model = torch.onnx.export(
             graph,
@@ -114,7 +114,9 @@ def onnx_difference(
 ) -> float:  # largest absolute difference over all outputs
     "How far onnxruntime is from torch."
     session = _needed("onnxruntime")[0].InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    rng, encoder, worst = np.random.default_rng(seed), graph.encoder, 0.0
+    rng = np.random.default_rng(seed)
+    encoder = graph.encoder
+    worst = 0.0
     for B in batch_sizes:
         signal_BLT = rng.normal(0, 0.3, (B, encoder.n_leads, encoder.n_columns * encoder.patch)).astype(
             np.float32

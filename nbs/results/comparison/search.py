@@ -21,29 +21,30 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
-from ptacl.models import ecg_vit as encoder_ecg
-from ptacl.training import loop as trainer
-from ptacl.phantom.ceiling import ecg_latent_table
-from ptacl.studies.comparison import parse_settings
-from ptacl.config import TrainConfig
-from ptacl.core import seed_everything
-from ptacl.use.embed import find_ecgs
-from ptacl.models.cine import CineEncoder
-from ptacl.models.ecg_vit import ECGEncoder, average_beat, strip_summary
-from ptacl.studies.one_run import diagnoses_of
-from ptacl.models.ptacl import Batch
-from ptacl.data.batches import Pairs, draw_batch, load_data
-from ptacl.phantom.ecg import simulate_ecg
-from ptacl.phantom.latents import draw_latents, participant_rng
-from ptacl.models.saved import from_pretrained, save_pretrained, start_encoders
-from ptacl.evaluation.probe import fit_ridge, predict_conditions, predict_phenotypes
-from ptacl.evaluation.retrieval import ALL, DISTANCE, ranks, similar_by_participant
-from ptacl.models.systems import SYSTEMS, build_system
-from ptacl.training.loop import fit, fit_input_scaling
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import StandardScaler
+
+from ptacl.config import TrainConfig
+from ptacl.core import seed_everything
+from ptacl.data.batches import Pairs, draw_batch, load_data
+from ptacl.evaluation.probe import fit_ridge, predict_conditions, predict_phenotypes
+from ptacl.evaluation.retrieval import ranks, similar_by_participant
+from ptacl.models import ecg_vit as encoder_ecg
+from ptacl.models.cine import CineEncoder
+from ptacl.models.ecg_vit import ECGEncoder, average_beat, strip_summary
+from ptacl.models.ptacl import Batch
+from ptacl.models.saved import from_pretrained, save_pretrained, start_encoders
+from ptacl.models.systems import SYSTEMS, build_system
+from ptacl.phantom.ceiling import ecg_latent_table
+from ptacl.phantom.ecg import simulate_ecg
+from ptacl.phantom.latents import draw_latents, participant_rng
+from ptacl.studies.comparison import parse_settings
+from ptacl.studies.one_run import diagnoses_of
+from ptacl.training import loop as trainer
+from ptacl.training.loop import fit, fit_input_scaling
+from ptacl.use.embed import find_ecgs
 
 PHENOTYPES = ["lvedv_ml", "lvesv_ml", "lvef", "lvm_g"]
 LATENTS = [
@@ -72,9 +73,11 @@ READ_FROM = {
 
 def slope_profile(signal_BLT: torch.Tensor, seen_BLC: torch.Tensor) -> torch.Tensor:
     "Mean absolute slope of the leads from 120 ms before to 160 ms after the steepest 60 ms, in steps of 4 ms: logarithm of its peak, and of the rest over the peak."
-    (B, L, C), T = seen_BLC.shape, signal_BLT.shape[2]
+    (B, L, C) = seen_BLC.shape
+    T = signal_BLT.shape[2]
     with torch.autocast("cpu", enabled=False):
-        signal_BLCP, seen_BLC = signal_BLT.float().view(B, L, C, T // C), seen_BLC.float()
+        signal_BLCP = signal_BLT.float().view(B, L, C, T // C)
+        seen_BLC = seen_BLC.float()
         n_BC1 = seen_BLC.sum(1)[..., None]
         slope_BCK = (
             F.pad(signal_BLCP.diff(dim=3).abs(), (0, 1)).view(B, L, C, 25, -1).mean(4) * seen_BLC[..., None]
@@ -93,17 +96,16 @@ def slope_profile(signal_BLT: torch.Tensor, seen_BLC: torch.Tensor) -> torch.Ten
 
 def finer() -> None:
     "Let every ECG encoder that is made from now on read `slope_profile` too."
-    init, coarse = ECGEncoder.__init__, strip_summary
+    init = ECGEncoder.__init__
+    coarse = strip_summary
 
     def wider(self, *args, **kwargs):
         init(self, *args, **kwargs)
         self.summary = torch.nn.Linear(self.summary.in_features + 71, self.dim)
 
-    ECGEncoder.__init__, encoder_ecg.strip_summary = (
-        wider,
-        lambda signal_BLT, seen_BLC: torch.cat(
-            [coarse(signal_BLT, seen_BLC), slope_profile(signal_BLT, seen_BLC)], 1
-        ),
+    ECGEncoder.__init__ = wider
+    encoder_ecg.strip_summary = lambda signal_BLT, seen_BLC: torch.cat(
+        [coarse(signal_BLT, seen_BLC), slope_profile(signal_BLT, seen_BLC)], 1
     )
 
 
@@ -152,7 +154,8 @@ def earlier() -> None:
     "Let every encoder that is made from now on give the tokens before its last block to whoever asks for tokens; the strip's or the cine's vector stays that after it."
 
     def changed(cls: type, blocks: str, first: int) -> None:
-        init, forward = cls.__init__, cls.forward
+        init = cls.__init__
+        forward = cls.forward
 
         def with_hook(self, *args, **kwargs):
             init(self, *args, **kwargs)
@@ -164,24 +167,25 @@ def earlier() -> None:
             _, pooled = forward(self, *args, **kwargs)
             return self.norm(getattr(self, blocks)[-1].came_in[:, first:]), pooled
 
-        cls.__init__, cls.forward = with_hook, with_earlier
+        cls.__init__ = with_hook
+        cls.forward = with_earlier
 
     changed(ECGEncoder, "blocks", 1), changed(CineEncoder, "blocks_time", 0)
 
 
 def scheduled(share_at: Callable[[float], float]) -> None:
     "Let the weight of the local loss be `local_weight` times a share, which depends on how much of the training is done."
-    loss, step_before, now = trainer.objective, trainer.train_step, dict(share=1.0)
+    loss = trainer.objective
+    step_before = trainer.train_step
+    now = dict(share=1.0)
 
     def step(state, batch, cfg, n_steps, *args, **kwargs):
         now["share"] = share_at(state.step / n_steps)
         return step_before(state, batch, cfg, n_steps, *args, **kwargs)
 
-    trainer.train_step, trainer.objective = (
-        step,
-        lambda out, temperature, cfg: loss(
-            out, temperature, replace(cfg, local_weight=cfg.local_weight * now["share"])
-        ),
+    trainer.train_step = step
+    trainer.objective = lambda out, temperature, cfg: loss(
+        out, temperature, replace(cfg, local_weight=cfg.local_weight * now["share"])
     )
 
 
@@ -269,12 +273,12 @@ def score(store: str, development: str, *folders: str) -> None:
     "One line a run, written to search.tsv in the working directory."
     for folder in folders:
         model, cfg = from_pretrained(folder)
-        fitted, asked = (
-            load_data(store, cfg, progress=False)[1].split("train"),
-            load_data(development, cfg, progress=False)[1],
-        )
-        known, truth = logged(fitted.table), logged(asked.table)
-        a, b = features(model.eval(), fitted, cfg), features(model, asked, cfg)
+        fitted = load_data(store, cfg, progress=False)[1].split("train")
+        asked = load_data(development, cfg, progress=False)[1]
+        known = logged(fitted.table)
+        truth = logged(asked.table)
+        a = features(model.eval(), fitted, cfg)
+        b = features(model, asked, cfg)
         row = dict(run=Path(folder).name, n=len(asked), median_rank=np.nan) | {
             "distance of found CMRs (SD)": np.nan
         }
@@ -285,15 +289,18 @@ def score(store: str, development: str, *folders: str) -> None:
             row |= dict(median_rank=float(np.median(ranks(b["ecg"], b["cmr"])))) | {
                 "distance of found CMRs (SD)": similar.value.mean()
             }
-        probe = lambda names, columns: r2(
-            truth[columns].astype(float),
-            predict_phenotypes(
-                np.concatenate([a[k] for k in names], 1),
-                known[columns],
-                np.concatenate([b[k] for k in names], 1),
-                fit_ridge,
-            ),
-        )
+
+        def probe(names, columns):
+            return r2(
+                truth[columns].astype(float),
+                predict_phenotypes(
+                    np.concatenate([a[k] for k in names], 1),
+                    known[columns],
+                    np.concatenate([b[k] for k in names], 1),
+                    fit_ridge,
+                ),
+            )
+
         row |= {
             f"mean R2 from {title}": probe(names, PHENOTYPES).mean() for title, names in READ_FROM.items()
         } | {"mean R2 from the CMR embedding": probe(["cmr"], PHENOTYPES).mean() if "cmr" in b else np.nan}
@@ -310,26 +317,31 @@ def score(store: str, development: str, *folders: str) -> None:
 
 def latents(cohort: str, seed: str, held_out: str, development: str, development_seed: str) -> None:
     "R2 of a linear probe of the true latents, fitted on all but the held-out participants: on these, on the development participants, and there the mean without each latent."
-    x, y = {}, {}
+    x = {}
+    y = {}
     for name, folder, number in (("cohort", cohort, seed), ("development", development, development_seed)):
         table = pd.read_csv(Path(folder) / "participants.tsv", sep="\t", dtype=dict(participant_id=str))
         truth = pd.DataFrame([vars(draw_latents(k, int(number))) for k in range(len(table))])
         assert np.allclose(truth.lvedv_ml, table.lvedv_ml, atol=0.1), f"{folder} is of another seed"
-        x[name], y[name] = ecg_latent_table(truth), table.set_index("participant_id")[PHENOTYPES]
+        x[name] = ecg_latent_table(truth)
+        y[name] = table.set_index("participant_id")[PHENOTYPES]
     is_test = y["cohort"].index.isin(
         pd.read_csv(held_out, sep="\t", dtype=dict(participant_id=str)).participant_id
     )
     x |= dict(held_out=x["cohort"][is_test], fitted=x["cohort"][~is_test])
     y |= dict(held_out=y["cohort"][is_test], fitted=y["cohort"][~is_test])
-    reached = lambda part, left_out=(): r2(
-        y[part],
-        predict_phenotypes(
-            x["fitted"].drop(columns=list(left_out)).to_numpy(),
-            y["fitted"].reset_index(drop=True),
-            x[part].drop(columns=list(left_out)).to_numpy(),
-            fit_ridge,
-        ),
-    )
+
+    def reached(part, left_out=()):
+        return r2(
+            y[part],
+            predict_phenotypes(
+                x["fitted"].drop(columns=list(left_out)).to_numpy(),
+                y["fitted"].reset_index(drop=True),
+                x[part].drop(columns=list(left_out)).to_numpy(),
+                fit_ridge,
+            ),
+        )
+
     for part in ("held_out", "development"):
         print(part, reached(part).round(3).to_dict())
     print(
@@ -343,20 +355,19 @@ def latents(cohort: str, seed: str, held_out: str, development: str, development
 
 def recordings(store: str, run: str, folder: str) -> None:
     "Fibrillation by a probe of the store's training participants, and by one of 800 other simulated ECGs of which half have it; and how near one ECG lies to itself at another rate."
-    encoder, known = (
-        ECGEncoder.from_pretrained(run),
+    encoder = ECGEncoder.from_pretrained(run)
+    known = (
         load_data(store, from_pretrained(run)[1], progress=False)[1]
         .split("train")
         .table[["af"]]
         .astype(float)
-        .reset_index(drop=True),
+        .reset_index(drop=True)
     )
     others = [draw_latents(k, 13, {"af": 0.5}) for k in range(800)]
-    ecgs, has_af = (
-        [simulate_ecg(x, participant_rng(k, 13, "ecg"), 10.0)[0] for k, x in enumerate(others)],
-        pd.DataFrame(dict(af=[float(x.af) for x in others])),
-    )
-    rows, simulated = [], {}
+    ecgs = [simulate_ecg(x, participant_rng(k, 13, "ecg"), 10.0)[0] for k, x in enumerate(others)]
+    has_af = pd.DataFrame(dict(af=[float(x.af) for x in others]))
+    rows = []
+    simulated = {}
     for who, windows in (
         ("training participants", "first"),
         ("800 others, half of them sick", "first"),
@@ -370,10 +381,8 @@ def recordings(store: str, run: str, folder: str) -> None:
             else (simulated[windows], has_af)
         )
         z = encoder.embed(find_ecgs(folder).values(), errors="skip", windows=windows)
-        said, names = (
-            [diagnoses_of(r) or [] if r.endswith(".hea") else [] for r in z.index],
-            [Path(r).stem for r in z.index],
-        )
+        said = [diagnoses_of(r) or [] if r.endswith(".hea") else [] for r in z.index]
+        names = [Path(r).stem for r in z.index]
         is_sick, is_sinus = (np.array([d in x for x in said]) for d in ("af", "sinus"))
         p = predict_conditions(fitted, labels, z.to_numpy()).af.to_numpy()
         part = np.arange(len(ecgs)) < 600
