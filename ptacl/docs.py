@@ -233,8 +233,8 @@ def _described(f: ast.FunctionDef, comments: Mapping[int, str], owner: str) -> S
     )
     positional = args.posonlyargs + args.args
     defaults = dict(
-        zip((a.arg for a in positional[len(positional) - len(args.defaults) :]), args.defaults)
-    ) | {a.arg: d for a, d in zip(args.kwonlyargs, args.kw_defaults) if d is not None}
+        zip((a.arg for a in positional[len(positional) - len(args.defaults) :]), args.defaults, strict=False)
+    ) | {a.arg: d for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d is not None}
     named = [a for a in positional + [args.vararg] + args.kwonlyargs if a is not None]
     taken = [a.lineno for a in named]
     table = [
@@ -448,7 +448,9 @@ def page_text(
         if said.get("output") == "false":
             continue
         names = [f"images/{page.replace('/', '-')}-{cell['id']}-{i}" for i in range(len(cell["outputs"]))]
-        parts += [output_text(o, site.source / n, f"/{n}") for o, n in zip(cell["outputs"], names)]
+        parts += [
+            output_text(o, site.source / n, f"/{n}") for o, n in zip(cell["outputs"], names, strict=True)
+        ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -464,7 +466,7 @@ def _read_cells(file: Path) -> list[tuple[dict, str, dict[str, str]]]:
             if c["cell_type"] == "code"
             else {},
         )
-        for c, s in zip(cells, sources)
+        for c, s in zip(cells, sources, strict=True)
     ]
 
 

@@ -483,8 +483,8 @@ def signatures(nb: Notebook) -> Iterator[str]:
                 yield f"{name}: **{f.args.kwarg.arg}"
             positional = f.args.posonlyargs + f.args.args
             defaults = list(
-                zip(positional[len(positional) - len(f.args.defaults) :], f.args.defaults)
-            ) + list(zip(f.args.kwonlyargs, f.args.kw_defaults))
+                zip(positional[len(positional) - len(f.args.defaults) :], f.args.defaults, strict=False)
+            ) + list(zip(f.args.kwonlyargs, f.args.kw_defaults, strict=True))
             for a, d in defaults:
                 if a.arg in PHYSICAL and d is not None and ast.unparse(d) != "None":
                     yield f"{name}: `{a.arg}` has the default {ast.unparse(d)}"

@@ -233,7 +233,9 @@ def spoiled(tmp_path_factory):
     single = [p for p in rows if nib.load(folder / "cine" / f"{p}.nii.gz").shape[2] == 1]
     faults = dict(
         zip(
-            [*SPOIL, *CELLS, "listed twice", "listed twice alike", "too many cells", "no ecg", "link"], single
+            [*SPOIL, *CELLS, "listed twice", "listed twice alike", "too many cells", "no ecg", "link"],
+            single,
+            strict=True,
         )
     )
     for name, (act, *_) in SPOIL.items():

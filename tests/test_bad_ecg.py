@@ -180,7 +180,7 @@ def test_invalid_samples_are_bridged(tmp_path):
     x[8, 1000:1030] = np.nan
     x[10, ::3] = np.nan
     ecg = read_ecg(write(tmp_path, "rec", x))
-    assert [n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L) if not ok] == ["V5"]
+    assert [n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L, strict=True) if not ok] == ["V5"]
     assert np.isfinite(ecg.signal_LT).all() and not ecg.signal_LT[10].any()
     np.testing.assert_allclose(
         ecg.signal_LT[8, 1000:1030],

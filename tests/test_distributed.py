@@ -109,12 +109,12 @@ def test_processes_have_the_loss_and_gradients_of_one(n, one_process, tmp_path):
     processes(n, GRADIENTS, json.dumps(CASES), str(tmp_path / "found.pt"))
     many = torch.load(tmp_path / "found.pt", weights_only=True)
     assert len(many) == len(one_process) == len(CASES)
-    for (row, grads), (row1, grads1), case in zip(many, one_process, CASES):
+    for (row, grads), (row1, grads1), case in zip(many, one_process, CASES, strict=True):
         assert (
             abs(row["loss"] - row1["loss"]) < 1e-10 and abs(row["grad_norm"] - row1["grad_norm"]) < 1e-10
         ), case
         assert grads.keys() == grads1.keys()
-        worst = max((a - b).abs().max().item() for a, b in zip(grads.values(), grads1.values()))
+        worst = max((a - b).abs().max().item() for a, b in zip(grads.values(), grads1.values(), strict=True))
         assert worst < 1e-10 < max(g.abs().max().item() for g in grads1.values()), (case, worst)
 
 
@@ -163,7 +163,7 @@ def test_two_processes_train_like_one(tmp_path):
         ]
 
     assert len(losses(one["log"])) == len(losses(first["log"])) > 20
-    assert max(abs(a[1] - b[1]) for a, b in zip(losses(one["log"]), losses(first["log"]))) < 1e-3
+    assert max(abs(a[1] - b[1]) for a, b in zip(losses(one["log"]), losses(first["log"]), strict=True)) < 1e-3
     assert first["log"] == second["log"] and (first["calls"] > 0, second["calls"]) == (True, 0)
     a, b, c = (
         torch.load(tmp_path / p, weights_only=True) for p in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt")

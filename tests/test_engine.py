@@ -283,7 +283,7 @@ def test_sigterm_saves_and_ends_in_order(pairs, tmp_path, capsys):
     resumed = train(TINY, pairs, checkpoint=tmp_path / "last.ckpt")
     assert all(
         torch.equal(a, b)
-        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values())
+        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
     )
 
 
@@ -384,7 +384,7 @@ def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
     again = once()  # finished: nothing to do, the same weights
     assert all(
         torch.equal(a, b)
-        for a, b in zip(state.model.state_dict().values(), again.model.state_dict().values())
+        for a, b in zip(state.model.state_dict().values(), again.model.state_dict().values(), strict=True)
     )
 
 
@@ -394,9 +394,15 @@ def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
 def test_cached_run_is_the_plain_run(pairs):
     "A whole training in micro-batches ends where the plain one ends, up to rounding; dropout is off, so no draw differs."
     plain, cached = (train(replace(TINY, micro_batch=m, batch_size=7, epochs=3), pairs) for m in (0, 2))
-    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(plain.log, cached.log) if "loss" in a) < 1e-4
     assert (
-        max((a - b).abs().max().item() for a, b in zip(plain.model.parameters(), cached.model.parameters()))
+        max(abs(a["loss"] - b["loss"]) for a, b in zip(plain.log, cached.log, strict=True) if "loss" in a)
+        < 1e-4
+    )
+    assert (
+        max(
+            (a - b).abs().max().item()
+            for a, b in zip(plain.model.parameters(), cached.model.parameters(), strict=True)
+        )
         < 1e-3
     )
 
@@ -408,7 +414,7 @@ def test_checkpointed_blocks_change_nothing(pairs):
     )
     assert all(
         torch.equal(a, b)
-        for a, b in zip(plain.model.state_dict().values(), twice.model.state_dict().values())
+        for a, b in zip(plain.model.state_dict().values(), twice.model.state_dict().values(), strict=True)
     )
 
 
@@ -449,7 +455,7 @@ def test_infonce_in_blocks_holds_no_matrix():
     loss = (s.logsumexp(0) + s.logsumexp(1) - 2 * s.diagonal()).mean() / 2
     loss.backward()
     assert abs(info_nce(a, b, tau).item() - loss.item()) < 1e-10
-    assert all((f - g).abs().max() < 1e-10 for f, g in zip(found, (a.grad, b.grad, tau.grad)))
+    assert all((f - g).abs().max() < 1e-10 for f, g in zip(found, (a.grad, b.grad, tau.grad), strict=True))
 
 
 # ---- other
@@ -480,7 +486,10 @@ def test_compiling_that_fails_is_said_and_left(pairs, monkeypatch):
 def test_compiled_run_is_the_plain_run(pairs):
     "torch.compile where it works: the same losses up to rounding."
     plain, compiled = (train(replace(TINY, compile=c, epochs=2), pairs) for c in (False, True))
-    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(plain.log, compiled.log) if "loss" in a) < 1e-3
+    assert (
+        max(abs(a["loss"] - b["loss"]) for a, b in zip(plain.log, compiled.log, strict=True) if "loss" in a)
+        < 1e-3
+    )
 
 
 # ---- on a GPU

@@ -268,7 +268,10 @@ def test_explorer_moves(lab):
     lab.wait(f"return (() => {{ {lines} }})()[0] !== {json.dumps(lines_before[0])}", 20)
     time.sleep(0.5)
     assert pixels(lab, heart) != before
-    moved = [float(b[:-1]) - float(a[:-1]) for a, b in zip(lines_before, lab.driver.execute_script(lines))]
+    moved = [
+        float(b[:-1]) - float(a[:-1])
+        for a, b in zip(lines_before, lab.driver.execute_script(lines), strict=True)
+    ]
     assert len(moved) > 3 and min(moved) > 0  # in every beat, forward
     lab.driver.find_element(By.CSS_SELECTOR, ".widget-play button").click()
     lab.wait(f"return !(() => {{ {caption} }})().startsWith('frame 4 of 25')", 20)

@@ -109,7 +109,7 @@ def test_nothing_of_held_out_pairs_reaches_training(pairs):
     for part in (held, other):
         seed_everything(cfg.seed)
         weights.append(fit(cfg, model_from_config(cfg), train, part, progress=False).model.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
 
 
 def test_two_recordings_in_a_batch_do_not_touch_each_other(pairs):

@@ -374,7 +374,7 @@ def prepared(tmp_path_factory) -> Prepared:
     }
     for fault, p in faults.items():
         SPOIL[fault][0](Place(folder, p, rows[p]))
-    odd = dict(zip(ODD, good[10:]))
+    odd = dict(zip(ODD, good[10:], strict=False))
     places = {k: Place(folder, p, rows[p]) for k, p in odd.items()}
     cine = read_cine(places["stack"].nii)
     write_cine(
@@ -477,7 +477,7 @@ def test_all_others_are_in_the_store(prepared):
 def test_they_are_what_they_would_be_alone(prepared):
     "Every tenth of the good ones, bit for bit; and the odd ones."
     cells = read_source(prepared.folder).table.set_index("participant_id")[["ecg", "cine"]]
-    place = dict(zip(prepared.store.table.participant_id, prepared.store.rows))
+    place = dict(zip(prepared.store.table.participant_id, prepared.store.rows, strict=True))
     for p in {*prepared.good[::10], *prepared.odd.values()}:
         alone, _ = prepare_participant(
             prepared.folder, dict(participant_id=p) | cells.loc[p].to_dict(), settings_of(CFG)

@@ -222,5 +222,5 @@ def test_cine(repo, cohort, tmp_path):
     system = start_encoders(build_system(cfg), cfg)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(encoder.state_dict().values(), system.cine_encoder.state_dict().values())
+        for a, b in zip(encoder.state_dict().values(), system.cine_encoder.state_dict().values(), strict=True)
     )

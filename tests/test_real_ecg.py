@@ -20,7 +20,7 @@ def records(real_data):
 
 def good(ecg):
     "Names of the good leads."
-    return {n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L) if ok}
+    return {n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L, strict=True) if ok}
 
 
 def test_every_record_in_standard_form(records, real_data):
@@ -106,7 +106,7 @@ def annotated(real_data, name):
     stop = 5 * 60 * 360
     rec = wfdb.rdrecord(path, sampto=stop)
     ann = wfdb.rdann(path, "atr", sampto=stop)
-    pairs = [(s, k) for s, k in zip(ann.sample, ann.symbol) if k in BEAT_SYMBOLS]
+    pairs = [(s, k) for s, k in zip(ann.sample, ann.symbol, strict=True) if k in BEAT_SYMBOLS]
     return rec.p_signal.T, rec.fs, np.array([s for s, _ in pairs]), np.array([k for _, k in pairs])
 
 

@@ -139,6 +139,7 @@ def test_parts_that_are_torn_are_made_again(store, cohort, tmp_path):
             lambda raw: raw[: len(raw) // 2],
             lambda raw: raw[:5000] + bytes([raw[5000] ^ 1]) + raw[5001:],
         ),
+        strict=False,
     ):
         part.write_bytes(spoil(part.read_bytes()))
     prepare_cohort(cohort, out, CFG, progress=False)
@@ -341,7 +342,7 @@ def test_the_same_training_as_from_files(store, cohort):
     with pytest.raises(Killed):
         run(stored_pairs(store), checkpoint=path, on_log=kill)
     resumed = run(stored_pairs(open_store(store.root)), checkpoint=path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.values(), resumed.values()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.values(), resumed.values(), strict=True))
 
 
 def test_a_store_of_other_settings_is_refused(store):
@@ -454,4 +455,8 @@ def test_loader_processes_draw_the_same_batches(store):
     data = StepBatches(stored_pairs(store), batch_size=4, n_window=2500, seed=0, n_steps=6)
     there = list(DataLoader(data, batch_size=None, num_workers=2, sampler=range(2, 6)))
     assert len(there) == 4
-    assert all(torch.equal(batch[k], data[step][k]) for step, batch in zip(range(2, 6), there) for k in batch)
+    assert all(
+        torch.equal(batch[k], data[step][k])
+        for step, batch in zip(range(2, 6), there, strict=False)
+        for k in batch
+    )

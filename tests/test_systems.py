@@ -70,7 +70,7 @@ def test_same_seed_gives_the_same_weights(prepared, name):
     "Two epochs, twice; every loss is finite, and held-out losses are logged by their parts."
     states = [fitted(config(name), prepared[name]) for _ in range(2)]
     assert states[0].step == 4 and all(
-        torch.equal(a, b) for a, b in zip(*(s.model.state_dict().values() for s in states))
+        torch.equal(a, b) for a, b in zip(*(s.model.state_dict().values() for s in states), strict=True)
     )
     assert all(np.isfinite(row["loss"]) for row in states[0].log if "loss" in row)
     assert (

@@ -169,7 +169,7 @@ def test_ecg_leads_missing(ecg, tmp_path):
     "Without III and aVF they are derived; without V3 it is flagged."
     got, _ = read_ukbb_ecg(write.ecg_xml(tmp_path / "1.xml", ecg, drop=(2, 5, 8)))
     assert got.derived == ("III", "aVF") and [
-        n for n, ok in zip(STANDARD_LEADS, got.lead_ok_L) if not ok
+        n for n, ok in zip(STANDARD_LEADS, got.lead_ok_L, strict=True) if not ok
     ] == ["V3"]
     assert np.abs(got.signal_LT[[2, 5]] - ecg.signal_LT[[2, 5]]).max() < 0.02
 
@@ -497,7 +497,7 @@ def test_pixels_of_another_size(cine, zip_path):
         d.PixelSpacing = [dy / 2, dx / 2]
         d.ImagePositionPatient = [
             float(p) - dy / 4 * v - dx / 4 * u
-            for p, u, v in zip(d.ImagePositionPatient, study.across, study.down)
+            for p, u, v in zip(d.ImagePositionPatient, study.across, study.down, strict=True)
         ]
     got, notes = read_ukbb_cine(study.write(zip_path), "sax")
     assert len(notes) == 1 and "interpolated to" in notes[0]
@@ -585,7 +585,7 @@ SPOILT_STUDIES = {
     "slices uneven": (
         lambda s: [
             setattr(d, "ImagePositionPatient", [12.0 + dx, -80.0, 95.0])
-            for x, dx in zip(s.slices, (0, 7, 30, 55, 99))
+            for x, dx in zip(s.slices, (0, 7, 30, 55, 99), strict=True)
             for d in x.images
         ],
         "not evenly spaced",

@@ -61,7 +61,7 @@ MEASUREMENTS = dict(
 def waveforms(signal_LT, step_uv, names, wrap):
     "One WaveformData a lead, commas first or last in a line, blanks around."
     out = []
-    for name, x in zip(names, np.rint(signal_LT * 1000 / step_uv).astype(int)):
+    for name, x in zip(names, np.rint(signal_LT * 1000 / step_uv).astype(int), strict=True):
         rows = [",".join(map(str, r)) for r in np.array_split(x, max(1, len(x) // wrap))]
         out.append(f'<WaveformData lead="{name}">\n\t ' + " ,\n\t".join(rows) + "\n  </WaveformData>")
     return "\n".join(out)
@@ -270,7 +270,7 @@ def short_axis(
 ) -> CineStudy:
     "A sample's slice, darker from slice to slice, as a stack."
     study = CineStudy()
-    for k, (name, depth, r) in enumerate(zip(names, depths, rr)):
+    for k, (name, depth, r) in enumerate(zip(names, depths, rr, strict=True)):
         study.slice(
             name, cine.frames_FZHW[:, 0] * (1 - 0.1 * k), depth, r, cine.spacing_mm[1:], thickness=6.0
         )

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from ..config import TrainConfig
+from .ecg import STANDARD_LEADS
 
 
 # %% ../../nbs/data/80_augment.ipynb #03e5df7d

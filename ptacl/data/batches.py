@@ -303,7 +303,11 @@ def _gather(
     "Rows of an array or a column, or pieces of them."
     if isinstance(x, Column):
         return x.read(rows, start_B, n)
-    return x[rows] if start_B is None else np.stack([x[p, ..., a : a + n] for p, a in zip(rows, start_B)])
+    return (
+        x[rows]
+        if start_B is None
+        else np.stack([x[p, ..., a : a + n] for p, a in zip(rows, start_B, strict=True)])
+    )
 
 
 # %% ../../nbs/data/90_batches.ipynb #97e12ad1

@@ -103,7 +103,8 @@ def _align(x_LT: np.ndarray, fs: float, places: np.ndarray) -> np.ndarray:
         shift_K = (r_K[inner] - places[inner]).clip(-reach, reach)
         for _ in range(2):
             median_T = np.median(
-                [w[reach + s : reach + s + 2 * half + 1] for w, s in zip(window_KT, shift_K)], axis=0
+                [w[reach + s : reach + s + 2 * half + 1] for w, s in zip(window_KT, shift_K, strict=True)],
+                axis=0,
             )
             centred_T = median_T - median_T.mean()
             match = (
@@ -216,7 +217,7 @@ def _median_beat(
     y_LT = sosfiltfilt(sos, x_LT, axis=1, padtype="even", padlen=min(round(fs), x_LT.shape[1] - 1))
     y_LT = np.pad(y_LT, ((0, 0), (0, n)), constant_values=np.nan)
     beat_KLT = np.stack([y_LT[:, r : r + n] for r in r_peaks[keep]])
-    for beat_LT, k in zip(beat_KLT, keep):
+    for beat_LT, k in zip(beat_KLT, keep, strict=True):
         beat_LT[:, max(0, int(r_peaks[k + 1] - r_peaks[k] - 0.1 * fs)) :] = np.nan
     n = min(n, int(np.isfinite(beat_KLT).all(1).any(0).sum()))
     beat_KLT = beat_KLT[:, :, :n]

@@ -80,7 +80,11 @@ def report_row(
     if severity not in ("left out", "warning"):
         raise BadInput("report", f"severity is {severity!r}", "Use 'left out' or 'warning'.")
     return dict(
-        zip(REPORT_COLUMNS, (participant_id, modality, error.source, error.problem, error.remedy, severity))
+        zip(
+            REPORT_COLUMNS,
+            (participant_id, modality, error.source, error.problem, error.remedy, severity),
+            strict=True,
+        )
     )
 
 
@@ -302,7 +306,7 @@ def locate_recordings(
 ) -> tuple[pd.Series, list[dict]]:
     "Look for the recordings of a column, without opening them."
     cells = table[modality].mask(table[modality].str.lower().isin(_MISSING), "")
-    cell_of = dict(zip(table.participant_id, cells))
+    cell_of = dict(zip(table.participant_id, cells, strict=True))
     owners = {}
     errors = {}
     for name, cell in cell_of.items():
@@ -331,7 +335,7 @@ def locate_recordings(
 def _splits(path: Path, text: pd.DataFrame, shares: Sequence[float]) -> list[str]:
     "The split of every row."
     given = text["split"].tolist() if "split" in text else [""] * len(text)
-    for name, word in zip(text.participant_id, given):
+    for name, word in zip(text.participant_id, given, strict=True):
         if word.lower() in (*_MISSING, *SPLITS):
             continue
         raise BadInput(
@@ -339,7 +343,7 @@ def _splits(path: Path, text: pd.DataFrame, shares: Sequence[float]) -> list[str
         )
     return [
         split_of(name, shares) if word.lower() in _MISSING else word.lower()
-        for name, word in zip(text.participant_id, given)
+        for name, word in zip(text.participant_id, given, strict=True)
     ]
 
 
@@ -414,7 +418,7 @@ def _read_one(root: Path, participant_id: str, modality: str, cell: str) -> list
         ecg = read_ecg(find_recording(root, cell, modality))
     except BadInput as e:
         return [report_row(participant_id, modality, BadInput(cell, e.problem, e.remedy))]
-    flat = [name for name, ok in zip(ecg.lead_names, ecg.lead_ok_L) if not ok]
+    flat = [name for name, ok in zip(ecg.lead_names, ecg.lead_ok_L, strict=True) if not ok]
     if not flat:
         return []
     error = BadInput(
@@ -438,7 +442,7 @@ def check_cohort(
     jobs = [
         (p, m, cell)
         for m in MODALITIES
-        for p, cell in zip(cohort.table.participant_id, cohort.table[m])
+        for p, cell in zip(cohort.table.participant_id, cohort.table[m], strict=True)
         if cell
     ]
     found = Parallel(n_jobs=n_jobs, return_as="generator", idle_worker_timeout=2)(
@@ -527,7 +531,7 @@ def write_split(
     "Store the split of every participant in the table."
     path = Path(folder) / "participants.tsv"
     text, _ = read_participants(path)
-    split = dict(zip(text.participant_id, _splits(path, text, shares)))
+    split = dict(zip(text.participant_id, _splits(path, text, shares), strict=True))
     lines = [cells for _, cells in _lines(path)]
     header = lines[0] + ["split"] * ("split" not in lines[0])
     at = header.index("split")

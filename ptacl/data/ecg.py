@@ -167,7 +167,7 @@ def _still(x_T: np.ndarray, n: int, tol: float) -> np.ndarray:
     ends = np.flatnonzero(np.diff(still) == -1)
     out = np.zeros(len(x_T), bool)
     long = ends - starts + 1 >= n
-    for a, b in zip(starts[long], ends[long]):
+    for a, b in zip(starts[long], ends[long], strict=True):
         out[a : b + 1] |= np.ptp(x_T[a : b + 1]) <= tol
     return out
 
@@ -182,7 +182,10 @@ def flag_leads(
     x_LT = np.where(finite_LT, signal_LT, 0)
     ok_L &= np.ptp(x_LT, axis=1) >= 0.02
     still_LT = np.stack(
-        [_still(x_T, round(2 * fs), 0.005) if ok else np.ones(len(x_T), bool) for x_T, ok in zip(x_LT, ok_L)]
+        [
+            _still(x_T, round(2 * fs), 0.005) if ok else np.ones(len(x_T), bool)
+            for x_T, ok in zip(x_LT, ok_L, strict=True)
+        ]
     )
     still_LT &= ~still_LT.all(0)
     return ok_L & (still_LT.mean(1) <= 0.1)
@@ -219,7 +222,7 @@ def _rows(lead_names: Sequence[str], source: str) -> dict[str, int]:
 def _check_spelling(lead_names: Sequence[str], have_L: np.ndarray, source: str) -> None:
     "A lead that is missing beside a channel that nobody knows is most likely misspelt."
     unknown = [s for s in lead_names if lead_name(s) is None and not _OTHER_CHANNELS.fullmatch(s.strip())]
-    missing = [n for n, ok in zip(STANDARD_LEADS, have_L) if not ok]
+    missing = [n for n, ok in zip(STANDARD_LEADS, have_L, strict=True) if not ok]
     if unknown and missing:
         raise BadInput(
             source,
@@ -289,7 +292,7 @@ def _assemble(
     recorded_L = flag_leads(all_LT, fs)
     all_ok_L = recorded_L.copy()
     clean_LT = np.stack(
-        [_fill_gaps(x_T) if ok else np.zeros_like(x_T) for x_T, ok in zip(all_LT, recorded_L)]
+        [_fill_gaps(x_T) if ok else np.zeros_like(x_T) for x_T, ok in zip(all_LT, recorded_L, strict=True)]
     )
     clean_LT, ok_L, derived = derive_limb_leads(clean_LT, all_ok_L)
     present_L = ok_L | np.array([n in rows for n in STANDARD_LEADS])
@@ -515,7 +518,9 @@ def quiet_pydicom() -> Iterator[None]:  # a context
 
 # %% ../../nbs/data/10_ecg.ipynb #1c55dcc4
 # SCP-ECG's numbers, as in 5.6.3-9-61 and 2:61
-_DICOM_LEADS = dict(zip(("1", "2", "61", "62", "63", "64", "3", "4", "5", "6", "7", "8"), STANDARD_LEADS))
+_DICOM_LEADS = dict(
+    zip(("1", "2", "61", "62", "63", "64", "3", "4", "5", "6", "7", "8"), STANDARD_LEADS, strict=True)
+)
 
 
 def _dicom_channel(channel: object) -> str:
@@ -697,7 +702,7 @@ def _read_channels(hea: Path) -> tuple[list[np.ndarray], float, list[str], list[
     if several:
         return rec.e_p_signal, rec.fs, labels, rec.units, rec.samps_per_frame
     stated = rec.checksum if any(rec.checksum or []) else [None] * rec.n_sig
-    for label, x_T, want in zip(labels, rec.e_d_signal, stated):
+    for label, x_T, want in zip(labels, rec.e_d_signal, stated, strict=True):
         have = int(x_T.sum(dtype=np.int64))
         if want is not None and (have - want) % 65536:
             raise BadInput(

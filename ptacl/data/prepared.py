@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/60_prepared.ipynb #f673fa2d
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
@@ -309,7 +309,7 @@ def find_doubts(
         )
     if ecg.n_clipped:
         say(f"{ecg.n_clipped} samples beyond 32.767 mV were clipped", "Look at the recording", "warning")
-    off = [n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L) if not ok]
+    off = [n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L, strict=True) if not ok]
     if off:
         say(
             f"leads missing or flat: {', '.join(off)}",

@@ -488,7 +488,7 @@ class Store:
             (len(rows), *(some.shape[1:] if n is None else (*some.shape[1:-1], n))),
             some.dtype if scale is None else np.float32,
         )
-        for i, (s, p) in enumerate(zip(shard, rows)):
+        for i, (s, p) in enumerate(zip(shard, rows, strict=True)):
             piece = self.shards[s].array(name)[p - first[s]]
             if start is not None:
                 piece = piece[..., start[i] : start[i] + n]
@@ -872,7 +872,7 @@ def _prepare_parts(
         folder / f"{hashlib.sha256(json.dumps(list(row.values())).encode()).hexdigest()[:32]}.npz"
         for row in rows
     ]
-    jobs = [delayed(_prepare_part)(root, row, settings, part) for row, part in zip(rows, parts)]
+    jobs = [delayed(_prepare_part)(root, row, settings, part) for row, part in zip(rows, parts, strict=True)]
     bar = tqdm(total=len(rows), desc="preparing", unit="participant", smoothing=0.05, disable=not progress)
     report = []
     made = {}
@@ -1034,8 +1034,8 @@ def prepare_cohort(
         _, known, notes = _whole_shards(out, settings, verify=True)
         damaged = [r for r in notes if not r["participant_id"]]
         table = cohort.pairs()
-        here = set(zip(known.participant_id, known.ecg, known.cine))
-        new = table[[k not in here for k in zip(table.participant_id, table.ecg, table.cine)]]
+        here = set(zip(known.participant_id, known.ecg, known.cine, strict=True))
+        new = table[[k not in here for k in zip(table.participant_id, table.ecg, table.cine, strict=True)]]
         made, failed = _prepare_parts(
             cohort.root, new, parts, settings, cfg.workers, progress, not len(known)
         )
@@ -1147,11 +1147,12 @@ def worst_recordings(
     q = store.quality()
     if modality == "ecg":
         score = q.noise_mv + 0.05 * (12 - q.n_leads)
-        why = [f"noise {v:.3f} mV, {k:.0f} leads" for v, k in zip(q.noise_mv, q.n_leads)]
+        why = [f"noise {v:.3f} mV, {k:.0f} leads" for v, k in zip(q.noise_mv, q.n_leads, strict=True)]
     else:
         score = q.es_ms.isna() - q.confidence
         why = [
-            f"confidence {c:.2f}" + (", no cavity" if e != e else "") for c, e in zip(q.confidence, q.es_ms)
+            f"confidence {c:.2f}" + (", no cavity" if e != e else "")
+            for c, e in zip(q.confidence, q.es_ms, strict=True)
         ]
     order = np.argsort(-score.to_numpy(), kind="stable")[:n]
     return pd.DataFrame(

@@ -307,7 +307,7 @@ def _read_manifest(names: list[str], read: Callable[[str], bytes]) -> list[dict[
         if at is not None and len(cells) == len(header) + 1:
             cells = [*cells[:at], f"{cells[at]},{cells[at + 1]}", *cells[at + 2 :]]
         if len(cells) == len(header):
-            mended.append(dict(zip(header, (c.strip() for c in cells))))
+            mended.append(dict(zip(header, (c.strip() for c in cells), strict=True)))
     return mended
 
 

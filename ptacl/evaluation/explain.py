@@ -218,7 +218,7 @@ def integrated_gradients(
                     n_points,
                     way.device,
                 )
-            for low, high in zip(edges[:-1].split(chunk), edges[1:].split(chunk)):
+            for low, high in zip(edges[:-1].split(chunk), edges[1:].split(chunk), strict=False):
                 at = place((low + high) / 2).requires_grad_()
                 maps[name][i] += way * torch.autograd.grad(((high - low) * similar[name](at)).sum(), at)[
                     0
@@ -288,7 +288,11 @@ def sanity_check(
         of_others = [getattr(o, name) for o in others]
 
         def alike(f, maps):
-            return float(np.mean([abs(_rank_correlation(f(a), f(b))) for m in maps for a, b in zip(own, m)]))
+            return float(
+                np.mean(
+                    [abs(_rank_correlation(f(a), f(b))) for m in maps for a, b in zip(own, m, strict=True)]
+                )
+            )
 
         signed = alike(lambda x: x, of_others)
         rows.append(
@@ -363,7 +367,7 @@ def plot_ecg_share(
     sum_LT = uniform_filter1d(share_LT, n, axis=1, mode="constant") * n
     t = np.arange(signal_LT.shape[1]) / fs
     top = max(float(np.quantile(np.abs(sum_LT), 0.995)), 1e-12)
-    for k, (x_T, s_T) in enumerate(zip(signal_LT, sum_LT)):
+    for k, (x_T, s_T) in enumerate(zip(signal_LT, sum_LT, strict=True)):
         points = np.stack([t, x_T - gap_mv * k], 1)
         lines = LineCollection(
             np.stack([points[:-1], points[1:]], 1),

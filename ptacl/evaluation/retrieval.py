@@ -333,7 +333,7 @@ def phenotype_distance(
 ) -> np.ndarray:  # SD, infinite where a pair has no phenotype in common, (Q, G)
     "Root mean square difference between participants over the phenotypes that both have."
     square_QG, shared_QG = (np.zeros((len(query_QP), len(gallery_GP))) for _ in range(2))
-    for q_Q, g_G in zip(query_QP.T, gallery_GP.T):
+    for q_Q, g_G in zip(query_QP.T, gallery_GP.T, strict=True):
         d_QG = q_Q[:, None] - g_G
         both_QG = np.isfinite(d_QG)
         square_QG += np.where(both_QG, d_QG, 0) ** 2
@@ -604,7 +604,7 @@ def _search_faiss(
         index.search(unit(query_QE[i : i + blocks[0]], _QUERY), min(k + 1, len(gallery_GE)))
         for i in range(0, n, blocks[0])
     ]
-    sim_QK, at_QK = (np.concatenate(part) for part in zip(*found))
+    sim_QK, at_QK = (np.concatenate(part) for part in zip(*found, strict=True))
     # the own row, where found, goes to the end and out
     order_QK = np.argsort(at_QK == own_Q[:, None], axis=1, kind="stable")[:, :k]
     return Found(
@@ -630,7 +630,7 @@ def _rescore(query_QE: ArrayLike, gallery_GE: ArrayLike, index_QK: np.ndarray, k
         sim = torch.einsum("qe,qke->qk", query, near_KE.view(*index.shape, -1)).numpy()
         order = np.lexsort((index, -np.round(sim, 12)), axis=1)[:, :k]
         out.append((np.take_along_axis(index, order, axis=1), np.take_along_axis(sim, order, axis=1)))
-    return Found(*(np.concatenate(part) for part in zip(*out)))
+    return Found(*(np.concatenate(part) for part in zip(*out, strict=True)))
 
 
 # %% ../../nbs/evaluation/10_retrieval.ipynb #bacaf25e
@@ -690,6 +690,6 @@ def search_gallery(
             _search_torch(queries, gallery_GE, wanted, own_Q[unsure], blocks, double, torch.float64).index_QK,
             k,
         )
-        for mine, new in zip(found, again):
+        for mine, new in zip(found, again, strict=True):
             mine[unsure] = new
     return found

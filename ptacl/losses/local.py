@@ -53,7 +53,7 @@ def local_info_nce(
     if not torch.is_tensor(temperature) and not temperature > 0:
         raise BadInput("local_info_nce", f"temperature {temperature}", "Give a number above 0")
     count = int((is_valid_BQ.sum(1) >= 2).sum())
-    groups = list(zip(*(x.split(_TOGETHER) for x in (ecg_BQE, cmr_BQE, is_valid_BQ))))
+    groups = list(zip(*(x.split(_TOGETHER) for x in (ecg_BQE, cmr_BQE, is_valid_BQ)), strict=True))
     if len(groups) == 1:
         return _sum_over_participants(*groups[0], temperature, target_concentration) / max(count, 1), count
     sums = [

@@ -154,7 +154,7 @@ class ResidualNetwork(nn.Module):
         c = size.widths[0]
         pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)) if flat else nn.MaxPool2d(3, 2, 1)
         layers = [conv_norm(channels, c, 7, 2, flat), nn.ReLU(), pool]
-        for i, (width, n, depth) in enumerate(zip(size.widths, size.blocks, depths)):
+        for i, (width, n, depth) in enumerate(zip(size.widths, size.blocks, depths, strict=True)):
             for k in range(n):
                 layers.append(ResidualBlock(c, width, size.expansion, 2 if k == 0 and i > 0 else 1, depth))
                 c = width * size.expansion

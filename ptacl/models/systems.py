@@ -6,6 +6,7 @@
 __all__ = ["SYSTEMS", "Supervised", "build_system", "system_size"]
 
 # %% ../../nbs/models/70_systems.ipynb #737d77c2
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -448,6 +448,7 @@ def draw_surroundings(
         rng.uniform(-60, 95, 24),
         rng.uniform(0.4, 2.2, 24),
         rng.uniform(0.3, 0.9, 24),
+        strict=True,
     ):
         _dot(img[None], x_HW, y_HW, np.array([[x + 30 * size * u], [y]]), np.array([size]), 2.5, light)
     spine = (-62 * grow + 4 * e[0], 92 * grow + 4 * e[1])
@@ -540,7 +541,9 @@ def _trabeculae(contours: Contours, level: float, anatomy: Anatomy) -> np.ndarra
     "Curve inside which the LV's blood is free of trabeculae, (F, A), mm."
     ang = np.arange(_N_ANGLES) * 2 * np.pi / _N_ANGLES - contours.twist_F[:, None]
     n_K, phase_K, size_K = anatomy.mesh_3K
-    rough = np.maximum(sum(size * np.cos(n * ang + p) for n, p, size in zip(n_K, phase_K, size_K)), 0)
+    rough = np.maximum(
+        sum(size * np.cos(n * ang + p) for n, p, size in zip(n_K, phase_K, size_K, strict=True)), 0
+    )
     return contours.endo_FA - (0.2 + 1.4 * level) * rough * (1 - 0.75 * _bump(ang, 0.0, 55.0))
 
 
@@ -560,7 +563,7 @@ def _papillary(
     n = len(contours.out_F)
     mean_F = np.maximum(contours.endo_FA.mean(1), 1)
     for k, (at, turn, size) in enumerate(
-        zip((150.0, 168.0, -100.0, -83.0), anatomy.turn_4, anatomy.muscle_4)
+        zip((150.0, 168.0, -100.0, -83.0), anatomy.turn_4, anatomy.muscle_4, strict=True)
     ):
         a = np.deg2rad(at + turn) + contours.twist_F
         wall_F = contours.endo_FA[np.arange(n), np.rint(a * _N_ANGLES / (2 * np.pi)).astype(int) % _N_ANGLES]
@@ -775,7 +778,8 @@ def simulate_cine(
     (depth_Z, spacing) = place_slices(lat, n_slices)
     length = _lv_length_mm(lat)
     y_HW, x_HW = (
-        grid * pixel - o for grid, o in zip(np.indices((size_px, size_px)) - (size_px - 1) / 2, offset)
+        grid * pixel - o
+        for grid, o in zip(np.indices((size_px, size_px)) - (size_px - 1) / 2, offset, strict=True)
     )
     frames_FZHW = np.empty((n_frames, n_slices, size_px, size_px), np.float32)
     labels = []

@@ -18,7 +18,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,10 @@ from ptacl.phantom.latents import (
 from ..config import Parameters
 from ..core import BadInput, write_atomic
 from ..data.cine import Cine, sidecar_path, write_cine
-from ..data.ecg import ECG
+from ..data.ecg import ECG, STANDARD_LEADS
 from ..data.ukbb import PHENOTYPES
 from .cine import check_cine_recipe, simulate_cine
-from .ecg import UV_PER_LSB, simulate_ecg
+from .ecg import LEAD_FAULTS, UV_PER_LSB, simulate_ecg
 
 # %% ../../nbs/phantom/40_cohort.ipynb #9a798f32
 _CATEGORY_157 = (

@@ -26,7 +26,7 @@ from scipy.signal import lfilter
 
 from ..core import BadInput
 from ..data.ecg import ECG, STANDARD_LEADS
-from .latents import Latents, repolarisation_ms, t_peak_ms
+from .latents import Latents, draw_latents, participant_rng, repolarisation_ms, t_peak_ms
 
 
 # %% ../../nbs/phantom/20_ecg.ipynb #cb986b31
@@ -437,7 +437,8 @@ def _strip(
     rows = lead_rows(rng)
     kinds = [beat, _pvc_bumps(beat, rng)]
     leads = [
-        lead_vectors(b, rows, r) for b, r in zip(kinds, [rng, np.random.default_rng(rng.integers(2**63))])
+        lead_vectors(b, rows, r)
+        for b, r in zip(kinds, [rng, np.random.default_rng(rng.integers(2**63))], strict=True)
     ]
     r_s, ectopic = draw_rhythm(lat, duration_s, rng)
     rr_lag = np.convolve(np.r_[[lat.rr_ecg_ms] * 3, np.diff(r_s) * 1000], np.ones(4) / 4, "valid")
@@ -445,7 +446,7 @@ def _strip(
     breath = np.sin(2 * np.pi * rng.normal(0.25, 0.03) * r_s + rng.uniform(0, 6.3))
     gain_K8 = 1 + 0.06 * breath[:, None] * rng.normal(size=8)
     signal_8T = np.zeros((8, n))
-    for r, is_ectopic, rr, gain_8 in zip(r_s, ectopic.astype(int), rr_lag, gain_K8):
+    for r, is_ectopic, rr, gain_8 in zip(r_s, ectopic.astype(int), rr_lag, gain_K8, strict=True):
         i = np.arange(max(int((r - 0.36) * _FS), 0), min(int((r + 0.75) * _FS), n))
         if len(i) == 0:
             continue

@@ -39,7 +39,9 @@ def _aligned_beats(ecg: ECG, before_s: float, after_s: float) -> tuple[np.ndarra
     ectopic = find_ectopic(clean.signal_LT, clean.lead_ok_L, _RATE, r)
     a = int(before_s * _RATE)
     b = int(after_s * _RATE)
-    keep = [k for k, e in zip(r, ectopic) if not e and k >= a and k + b <= clean.signal_LT.shape[1]]
+    keep = [
+        k for k, e in zip(r, ectopic, strict=True) if not e and k >= a and k + b <= clean.signal_LT.shape[1]
+    ]
     if len(keep) < 3:
         raise BadInput(
             ecg.source, f"{len(keep)} whole beats of one kind", "Give a longer or cleaner recording."
@@ -134,9 +136,9 @@ def lead_amplitudes(
     late = beat[:, r_at + 70 : r_at + 220]
     return dict(
         P=beat[:, r_at - 110 : r_at - 35].max(1),
-        Q=np.array([min(0, x[: i + 1].min()) for x, i in zip(qrs, top)]),
+        Q=np.array([min(0, x[: i + 1].min()) for x, i in zip(qrs, top, strict=True)]),
         R=np.maximum(qrs.max(1), 0),
-        S=np.array([min(0, x[i:].min()) for x, i in zip(qrs, top)]),
+        S=np.array([min(0, x[i:].min()) for x, i in zip(qrs, top, strict=True)]),
         ST=beat[:, r_at + 40],
         T=late[np.arange(len(late)), np.abs(late).argmax(1)],
     )

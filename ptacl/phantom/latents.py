@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/phantom/10_latents.ipynb #236ee168
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -409,7 +409,10 @@ def further_phenotypes(
     def wall(volume_ml: float | pd.Series, length_mm: float | pd.Series) -> tuple:
         outer = volume_ml + lat.lvm_g / 1.05
         return tuple(
-            sum(w * radius(v, length_mm + more, u * length_mm) for u, w in zip(_LEVELS, _SEGMENTS))
+            sum(
+                w * radius(v, length_mm + more, u * length_mm)
+                for u, w in zip(_LEVELS, _SEGMENTS, strict=True)
+            )
             for v, more in [(volume_ml, 0), (outer, 6)]
         )
 
@@ -497,7 +500,7 @@ def published_moments(
         (q, group, stat, v, "6.1")
         for q, *four in _PETERSEN
         for (group, stat), v in zip(
-            [("men", "mean"), ("men", "sd"), ("women", "mean"), ("women", "sd")], four
+            [("men", "mean"), ("men", "sd"), ("women", "mean"), ("women", "sd")], four, strict=True
         )
     ]
     rows += [
@@ -584,12 +587,13 @@ def moments_beside(
     d = _derived(latents)
     out = published_moments()
     found = [_figure(d, *row) for row in out[["quantity", "group", "statistic"]].itertuples(index=False)]
-    out["phantom"], within = (np.array(v) for v in zip(*found))
+    out["phantom"], within = (np.array(v) for v in zip(*found, strict=True))
     scale = np.select([out.statistic == "r", out.statistic == "difference"], [1.0, within], out.value.abs())
     out["off"] = (out.phantom - out.value) / scale
     out["holds"] = out.off.abs() <= out.statistic.map(_TOLERANCE)
     ill = "the cohort holds the ill, whom the source left out" if d[list(PREVALENCE)].to_numpy().any() else ""
     out["why_not"] = [
-        "" if h else _WHY_NOT.get((q, s), ill) for q, s, h in zip(out.quantity, out.statistic, out.holds)
+        "" if h else _WHY_NOT.get((q, s), ill)
+        for q, s, h in zip(out.quantity, out.statistic, out.holds, strict=True)
     ]
     return out

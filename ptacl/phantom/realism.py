@@ -66,7 +66,7 @@ def _table(
     if parts:
         Path(parts).mkdir(parents=True, exist_ok=True)
     done = Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=2)(
-        delayed(_block_rows)(row, b, seed, k) for b, k in zip(blocks, kept)
+        delayed(_block_rows)(row, b, seed, k) for b, k in zip(blocks, kept, strict=True)
     )
     return pd.concat(
         list(tqdm(done, total=len(blocks), desc=what, unit="block", mininterval=1)), ignore_index=True

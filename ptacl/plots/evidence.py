@@ -124,7 +124,7 @@ def plot_forest(
     if fig is None:
         fig = new_figure(60 + 55 * len(metrics), 34 + 7 * len(methods), layout="constrained")
     axes = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    for ax, metric in zip(axes, metrics):
+    for ax, metric in zip(axes, metrics, strict=True):
         part = table[table.metric == metric]
         _forest_panel(ax, part, methods, highlight)
         _style(ax, metric, _unit_of(part) or "no unit", "")
@@ -263,7 +263,7 @@ def plot_weight_curve(
     metrics = list(dict.fromkeys(table.metric))
     if fig is None:
         fig = new_figure(20 + 80 * len(metrics), 72, layout="constrained")
-    for ax, metric in zip(fig.subplots(1, len(metrics), squeeze=False)[0], metrics):
+    for ax, metric in zip(fig.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         here = table[table.metric == metric]
         for i, (method, part) in enumerate(here.groupby("method", sort=False)):
             colour = COLOURS[_ORDER[i % len(_ORDER)]]
@@ -332,7 +332,7 @@ def plot_joint_space(
     has = np.isfinite(y_B)
     n = len(y_B)
     ends = np.percentile(y_B[has], [2, 98]) if has.any() else (0, 1)
-    for ax, title, at in zip(axes, ("ECGs", "CMRs"), (place_B2[:n], place_B2[n:])):
+    for ax, title, at in zip(axes, ("ECGs", "CMRs"), (place_B2[:n], place_B2[n:]), strict=False):
         ax.scatter(
             *at[~has].T, s=14, facecolors="none", edgecolors=COLOURS["grey"], linewidths=0.7, gid="missing"
         )

@@ -210,7 +210,8 @@ def moments_of_phase(
     "The sample of each beat whose phase is nearest."
     ends = [*starts_K[1:], len(phase_T)]
     return np.array(
-        [a + np.nanargmin(np.abs(phase_T[a:b] - phase)) for a, b in zip(starts_K, ends)], dtype=np.int64
+        [a + np.nanargmin(np.abs(phase_T[a:b] - phase)) for a, b in zip(starts_K, ends, strict=True)],
+        dtype=np.int64,
     )
 
 
@@ -297,7 +298,7 @@ def hearts_table(
     ]
     heads += [
         f'<b style="white-space:nowrap">{n}. {escape(explored.ids[r])}</b><br>{"own, " if mine else ""}similarity {s:.2f}'
-        for n, r, s, mine in zip(near["rank"], near.row, near.similarity, near.is_own)
+        for n, r, s, mine in zip(near["rank"], near.row, near.similarity, near.is_own, strict=True)
     ]
     frames = [base64.b64encode(_picture(explored.pairs.cine_PFHW[int(r)][0])).decode() for r in rows]
     mark = [f"border:2px solid {COLOURS['vermillion'] if r == row else 'transparent'}" for r in rows]
@@ -307,7 +308,7 @@ def hearts_table(
         "<tr><td></td>"
         + "".join(
             f'<td style="{cell}"><img alt="end-diastole" width="72" height="72" style="{m}" src="data:image/png;base64,{f}"></td>'
-            for m, f in zip(mark, frames)
+            for m, f in zip(mark, frames, strict=True)
         )
         + "</tr>"
     ]

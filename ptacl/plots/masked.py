@@ -31,11 +31,11 @@ def plot_rebuilt_ecg(
     time_T = np.arange(T) / fs
     patch = T // is_masked_LP.shape[1]
     axes = fig.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, name in zip(axes, shown):
+    for ax, name in zip(axes, shown, strict=True):
         lead = list(lead_names).index(name)
         hidden_T = np.repeat(is_masked_LP[lead], patch)
         edges = np.flatnonzero(np.diff(np.r_[0, is_masked_LP[lead].astype(int), 0]))
-        for a, b in zip(edges[::2], edges[1::2]):
+        for a, b in zip(edges[::2], edges[1::2], strict=False):
             ax.axvspan(a * patch / fs, b * patch / fs, color="0.92", lw=0)
         ax.plot(time_T, signal_LT[lead], color="0.45", lw=0.8)
         ax.plot(time_T, np.where(hidden_T, rebuilt_LT[lead], np.nan), color="tab:red", lw=1.0, gid="rebuilt")
@@ -63,8 +63,8 @@ def plot_rebuilt_cine(
     }
     fig = new_figure(27 * len(at) + 8, 27 * 3 + 14, layout="constrained")
     axes = fig.subplots(3, len(at), squeeze=False)
-    for (name, frames_FHW), line in zip(rows.items(), axes):
-        for ax, f in zip(line, at):
+    for (name, frames_FHW), line in zip(rows.items(), axes, strict=True):
+        for ax, f in zip(line, at, strict=True):
             ax.set_facecolor("tab:blue"), ax.imshow(frames_FHW[f], cmap="gray", vmin=0, vmax=1)
             ax.set_xticks([]), ax.set_yticks([])
             if name == "original":
@@ -87,7 +87,7 @@ def plot_masked_curves(
     held = log[log.val_loss_mse.notna()]
     ax.plot(train.step, train.loss_mse, color="0.6", lw=0.8, label="training steps")
     ax.plot(held.step, held.val_loss_mse, color="tab:red", lw=1.5, marker="o", ms=3, label="held out")
-    for (name, value), style in zip(trivial.items(), ("--", ":", "-.")):
+    for (name, value), style in zip(trivial.items(), ("--", ":", "-."), strict=True):
         ax.axhline(value, color="k", lw=0.8, ls=style, label=f"held out, predicting {name}")
     (
         ax.set_xlabel("step", fontsize=8),

@@ -241,7 +241,7 @@ def pair_movie(
     x_T = next(l for l in reversed(ax.lines) if l.get_gid() in lead_names).get_xdata()
     at_S = np.arange(0, len(x_T), max(1, round(step_s * fs)))
     steps = []
-    for i, f in zip(at_S, nearest_frames(np.asarray(phase_T)[at_S], frame_phase_F)):
+    for i, f in zip(at_S, nearest_frames(np.asarray(phase_T)[at_S], frame_phase_F), strict=True):
         said = f"phase {phase_T[i]:.2f} · frame {f + 1} of {F}" if f >= 0 else "in no complete beat"
         steps.append(
             (
@@ -530,7 +530,7 @@ def plot_gallery(
     place = "" if own_rank is None else f"at place {own_rank}" + (f" of {n_gallery}" if n_gallery else "")
     heads = [(own + ", own heart", place, True)] + [
         (f"{r.rank}. {name}" + (", own" if r.is_own else ""), f"similarity {r.similarity:.2f}", r.is_own)
-        for r, name in zip(found.itertuples(), participants.participant_id.iloc[1:])
+        for r, name in zip(found.itertuples(), participants.participant_id.iloc[1:], strict=False)
     ]
     for i, (head, said, is_own) in enumerate(heads):
         x = left + i * (2 * tile + gap)

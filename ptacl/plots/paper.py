@@ -148,7 +148,7 @@ def _segments(
                     _LEFT + np.arange(a, b) / fs * MM_PER_S,
                     signal_LT[lead_names.index(lead), a:b] * MM_PER_MV,
                 )
-                for lead, a, b in zip(row, cuts[:-1], cuts[1:])
+                for lead, a, b in zip(row, cuts[:-1], cuts[1:], strict=False)
             ]
         )
     return out
@@ -166,7 +166,7 @@ def _baselines(rows: list[list[_Trace]]) -> tuple[list[float], float]:
     height = _TOP + sum(up_R) + sum(down_R) + _BAND
     y = _BAND
     bases = []
-    for up, down in zip(reversed(up_R), reversed(down_R)):
+    for up, down in zip(reversed(up_R), reversed(down_R), strict=True):
         bases.append(y + down)
         y += up + down
     return bases[::-1], height
@@ -207,7 +207,7 @@ def _draw_paper(ax: Axes, width: float, height: float) -> None:
 # %% ../../nbs/plots/10_paper.ipynb #a334f601
 def _draw_leads(ax: Axes, rows: list[list[_Trace]], bases: list[float], off: set[str]) -> None:
     "_Traces with their names and a calibration pulse in front of each row."
-    for row, base in zip(rows, bases):
+    for row, base in zip(rows, bases, strict=True):
         pulse = np.array([[0, 0], [2, 0], [2, 1], [7, 1], [7, 0], [9, 0]]) * [1, MM_PER_MV] + [
             _LEFT - 12,
             base,
@@ -328,7 +328,11 @@ def plot_ecg(
     if ax is None:
         ax = new_figure(width, height).add_axes((0, 0, 1, 1))
     _draw_paper(ax, width, height)
-    off = set() if lead_ok_L is None else {name for name, ok in zip(lead_names, lead_ok_L) if not ok}
+    off = (
+        set()
+        if lead_ok_L is None
+        else {name for name, ok in zip(lead_names, lead_ok_L, strict=True) if not ok}
+    )
     _draw_leads(ax, rows, bases, off)
     _, x_T, y_T = rows[-1][0]
     if r_peaks is not None:
@@ -652,7 +656,7 @@ def plot_curves(
     axes = fig.subplots(n_rows, min(2, len(panels)), squeeze=False).ravel()
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    for ax, (column, title, chance, name) in zip(axes, panels):
+    for ax, (column, title, chance, name) in zip(axes, panels, strict=True):
         draw_curve(ax, log, column, chance, name)
         finish_axes(ax, title, "optimiser step", "learning rate" if column == "lr" else "nats")
         if column == "lr":
@@ -828,7 +832,10 @@ def _draw_forest(
     offset = (np.arange(len(names)) - (len(names) - 1) / 2) * (
         0 if label == series else min(0.3, 0.8 / len(names))
     )
-    y = frame[label].map(labels.index).to_numpy() + frame[series].map(dict(zip(names, offset))).to_numpy()
+    y = (
+        frame[label].map(labels.index).to_numpy()
+        + frame[series].map(dict(zip(names, offset, strict=True))).to_numpy()
+    )
     colours = {name: COLOURS[_SERIES[i % len(_SERIES)]] for i, name in enumerate(names)}
     for name, colour in colours.items():
         at = y[frame[series] == name]
@@ -845,7 +852,7 @@ def _draw_forest(
             gid="chance",
             label="chance" if name == names[-1] else "_",
         )
-    for at, text, name in zip(y, value_text, frame[series]):
+    for at, text, name in zip(y, value_text, frame[series], strict=True):
         ax.annotate(
             text,
             (1.02, at),
@@ -925,13 +932,18 @@ def plot_probe(
     axes = fig.subplots(1, 3, sharey=True)
     mae = results[results.metric == "MAE"]
     share = mae.assign(**{c: mae[c] / mae.chance for c in ("value", "low", "high", "chance")})
-    for ax, metric in zip(axes, ("R2", "Pearson r")):
+    for ax, metric in zip(axes, ("R2", "Pearson r"), strict=True):
         part = results[results.metric == metric]
         _draw_forest(ax, part, "phenotype", "method", [f"{v:z.2f}" for v in part.value])
         ax.set_xlim(min(-0.05, part.low.min() - 0.03), 1.02)
         _finish_forest(ax, metric.replace("R2", "R²"), "1 = perfect, 0 = chance")
     _draw_forest(
-        axes[2], share, "phenotype", "method", [f"{_three(v)} {u}" for v, u in zip(mae.value, mae.unit)], 100
+        axes[2],
+        share,
+        "phenotype",
+        "method",
+        [f"{_three(v)} {u}" for v, u in zip(mae.value, mae.unit, strict=True)],
+        100,
     )
     axes[2].set_xlim(0, max(110, 105 * share.high.max()))
     _finish_forest(axes[2], "mean absolute error", "of that of predicting the mean, %")

@@ -143,7 +143,11 @@ def median_beat(
     rr = np.diff(r)[beats.is_usable_K[:-1]] if beats.is_usable_K.any() else np.diff(r)
     before = round(min(0.36 * fs, 0.42 * np.median(rr)))
     after = round(min(0.6 * fs, 0.75 * np.median(rr)))
-    keep = [k for k, e in zip(r, is_ectopic_K) if not e and k >= before and k + after <= x_LT.shape[1]]
+    keep = [
+        k
+        for k, e in zip(r, is_ectopic_K, strict=True)
+        if not e and k >= before and k + after <= x_LT.shape[1]
+    ]
     if len(keep) < 2 or before < 0.12 * fs:
         return None
     beat_KLT = np.stack([x_LT[:, k - before : k + after] for k in keep])
@@ -234,9 +238,9 @@ def _waves_mv(beat: MedianBeat) -> dict[str, np.ndarray]:
     late_LT = np.nan_to_num(x_LT[:, min(off + ms(80), stop - 1) : stop])
     early_LT = np.nan_to_num(x_LT[:, max(0, on - ms(260)) : max(1, on - ms(20))])
     out = dict(
-        q=np.array([max(0.0, -x[: i + 1].min()) for x, i in zip(qrs_LT, top_L)]),
+        q=np.array([max(0.0, -x[: i + 1].min()) for x, i in zip(qrs_LT, top_L, strict=True)]),
         r=np.maximum(qrs_LT.max(1), 0),
-        s=np.array([max(0.0, -x[i:].min()) for x, i in zip(qrs_LT, top_L)]),
+        s=np.array([max(0.0, -x[i:].min()) for x, i in zip(qrs_LT, top_L, strict=True)]),
         st=x_LT[:, st - ms(4) : st + ms(4) + 1].mean(1),
         t=late_LT[rows, np.abs(late_LT).argmax(1)],
         p=early_LT[rows, np.abs(early_LT).argmax(1)],
@@ -279,7 +283,7 @@ def ecg_features(
 
     qrs_axis = area(on, off + 1)
     t_axis = area(off + round(0.08 * ecg.fs), round(beat.t_end)) if np.isfinite(beat.t_end) else np.nan
-    r, s = (dict(zip(STANDARD_LEADS, waves[w])) for w in "rs")
+    r, s = (dict(zip(STANDARD_LEADS, waves[w], strict=True)) for w in "rs")
     cornell = r["aVL"] + s["V3"]
     intervals = _intervals(beat)
     out |= intervals | dict(
@@ -293,7 +297,12 @@ def ecg_features(
     return {
         k: float(v)
         for k, v in (
-            out | {f"{w}_{lead}_mv": x for w, v in waves.items() for lead, x in zip(STANDARD_LEADS, v)}
+            out
+            | {
+                f"{w}_{lead}_mv": x
+                for w, v in waves.items()
+                for lead, x in zip(STANDARD_LEADS, v, strict=True)
+            }
         ).items()
     }
 

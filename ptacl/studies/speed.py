@@ -320,7 +320,7 @@ def loading_rates(
                 read_files(Path(d) / form, k, form, int(rng.integers(0, n_window)), n_window)
                 for k in rng.integers(0, n, batch)
             ]
-            return len([torch.from_numpy(np.stack(x)) for x in zip(*got)][0])
+            return len([torch.from_numpy(np.stack(x)) for x in zip(*got, strict=True)][0])
 
         def from_store() -> int:
             return len(draw_batch(pairs, rng.integers(0, n, batch), n_window, g)["cine_BFHW"])

@@ -109,7 +109,7 @@ def step_shares(
         )
         state.optimizer.step(), state.optimizer.zero_grad()
         at.append(clock())
-        times.append([b - a for a, b in zip(at, at[1:])])
+        times.append([b - a for a, b in zip(at, at[1:], strict=False)])
     table = (
         pd.DataFrame(
             times[1:], columns=["reading", "augmenting", "forward", "loss", "backward", "optimiser"]
@@ -344,7 +344,7 @@ def _children(name: str, cfg: TrainConfig, environments: list[dict[str, str]], *
             for e in environments
         ]
         said = [p.communicate() for p in started]
-    for p, (_, err) in zip(started, said):
+    for p, (_, err) in zip(started, said, strict=True):
         if p.returncode:
             raise RuntimeError(f"a process of {len(started)} failed: {err.strip().splitlines()[-1]}")
     return [out.splitlines()[-1] for out, _ in said]
@@ -440,7 +440,9 @@ def embedding_rates(
         def alone(encoder=encoder) -> None:
             "The network, on windows in memory."
             with torch.no_grad():
-                for part_BLT, part_BL in zip(signal_BLT.split(batch_size), ok_BL.split(batch_size)):
+                for part_BLT, part_BL in zip(
+                    signal_BLT.split(batch_size), ok_BL.split(batch_size), strict=True
+                ):
                     encoder(part_BLT, part_BL)
 
         seconds = in_turns(

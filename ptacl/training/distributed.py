@@ -89,7 +89,7 @@ def gather(
             [(x if is_float else x.long()).reshape(B, x[0].numel()) for x in (out[k] for k in at)], dim=1
         )
         parts = _Gather.apply(joined_BX, sizes).split([out[k][0].numel() for k in at], dim=1)
-        for k, part in zip(at, parts):
+        for k, part in zip(at, parts, strict=True):
             fields[k] = part.reshape(len(part), *out[k].shape[1:]).to(out[k].dtype)
     return type(out)(*fields)
 
@@ -105,7 +105,7 @@ class _Gather(torch.autograd.Function):
         dist.all_gather(parts, padded)
         ctx.start = sum(sizes[: dist.get_rank()])
         ctx.sizes = sizes
-        return torch.cat([part[:n] for part, n in zip(parts, sizes)])
+        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx, grad):

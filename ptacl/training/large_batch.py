@@ -49,7 +49,7 @@ def cached_forward(
         filled = sum(sizes)
         # for all, so that nothing small stays between what is freed
         places = places or [x.new_empty((B * len(parts), *x.shape[1:])) if len(x) == B else x for x in out]
-        for place, x in zip(places, out):
+        for place, x in zip(places, out, strict=True):
             if len(x) == B:
                 place[filled : filled + B] = x
         sizes.append(B)
@@ -67,14 +67,16 @@ def cached_forward(
         nonlocal out
         grads = [z.grad for z in out]  # the embeddings themselves are not needed any more
         out = None
-        for k, (part, state) in enumerate(zip(parts, states)):
+        for k, (part, state) in enumerate(zip(parts, states, strict=True)):
             _set_random_state(state, fabric.device)
             rows = slice(sum(sizes[:k]), sum(sizes[: k + 1]))
             last = k == len(parts) - 1
             with fabric.no_backward_sync(model, enabled=not last):
                 again = model(part())
                 pull = sum(
-                    (x * g[rows]).sum() for x, g in zip(again, grads) if g is not None and x.requires_grad
+                    (x * g[rows]).sum()
+                    for x, g in zip(again, grads, strict=True)
+                    if g is not None and x.requires_grad
                 )
                 if last and temperature.grad is not None:
                     pull = pull + model.temperature * temperature.grad

@@ -156,7 +156,8 @@ def fit_input_scaling(
     some = train.take(np.unique(np.linspace(0, len(train) - 1, min(len(train), 2000)).astype(int)))
     if hasattr(model, "ecg_mean_L"):
         scaling = fit_scaling(
-            (s[:, :n], ok) for s, n, ok in zip(some.signal_PLT, some.n_samples_P, some.lead_ok_PL)
+            (s[:, :n], ok)
+            for s, n, ok in zip(some.signal_PLT, some.n_samples_P, some.lead_ok_PL, strict=True)
         )
         (
             model.ecg_mean_L.copy_(torch.from_numpy(scaling.mean_L)),
@@ -617,7 +618,7 @@ def average_weights(
 ) -> None:  # nothing
     "Take one step's weights into the running mean."
     keep = min(math.exp(-batch_size / average_pairs), step / (step + 9))
-    for a, b in zip(mean.parameters(), model.parameters()):
+    for a, b in zip(mean.parameters(), model.parameters(), strict=True):
         a.lerp_(b, 1 - keep)
 
 
@@ -639,7 +640,10 @@ def embed_pairs(
     ]
     model.train(was_training)
     return Embeddings(
-        *(torch.cat(x).cpu() if x[0].dtype == torch.bool else torch.cat(x).float().cpu() for x in zip(*outs))
+        *(
+            torch.cat(x).cpu() if x[0].dtype == torch.bool else torch.cat(x).float().cpu()
+            for x in zip(*outs, strict=True)
+        )
     )
 
 

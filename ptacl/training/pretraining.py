@@ -174,7 +174,7 @@ def masked_errors(
         model(Batch(**draw_batch(pairs, rows, round(cfg.window_s * cfg.fs))).to(device)) for rows in chunks
     ]
     model.train(was_training)
-    return MaskedErrors(*(torch.cat(x).float().cpu() for x in zip(*outs)))
+    return MaskedErrors(*(torch.cat(x).float().cpu() for x in zip(*outs, strict=True)))
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #f711af0c

@@ -203,10 +203,14 @@ def _vectors(
     "Recording and vector of each window, a batch at a time."
     mean_L1, sd_L1 = _scaling(encoder)
     while batch := list(islice(held, batch_size)):
-        signal_BLT, ok_BL = (torch.from_numpy(np.stack(x)).to(mean_L1.device) for x in list(zip(*batch))[1:])
+        signal_BLT, ok_BL = (
+            torch.from_numpy(np.stack(x)).to(mean_L1.device) for x in list(zip(*batch, strict=True))[1:]
+        )
         z_BD = encoder((signal_BLT - mean_L1) / sd_L1 * ok_BL[..., None], ok_BL)[1]
         yield from zip(
-            [row for row, *_ in batch], (z_BD if head is None else head(z_BD)).float().cpu().numpy()
+            [row for row, *_ in batch],
+            (z_BD if head is None else head(z_BD)).float().cpu().numpy(),
+            strict=True,
         )
 
 
@@ -261,7 +265,7 @@ def embed(
             sums.append(np.zeros(len(z_D), np.float64)), counts.append(0)
         sums[row] += z_D
         counts[row] += 1
-    z_RD = np.array([total / n for total, n in zip(sums, counts)]).reshape(
+    z_RD = np.array([total / n for total, n in zip(sums, counts, strict=True)]).reshape(
         len(sums), encoder.dim if head is None else head.layers[-1].out_features
     )
     if head is not None:
