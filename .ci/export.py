@@ -1,4 +1,4 @@
-"ptacl/ from the notebooks: `python .ci/export.py` is nbdev_export, then ruff's order of imports and its format."
+"ptacl/ from the notebooks: `python .ci/export.py` is nbdev_export, then absolute imports in ruff's order and format."
 
 import subprocess
 import sys
@@ -8,12 +8,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(root: Path = ROOT) -> int:
-    "Export, sort imports, format."
+    "Export, make the imports absolute, sort them, format."
     bin_folder = Path(sys.executable).parent
     ruff = [sys.executable, "-m", "ruff"]
     commands = (
         [bin_folder / "nbdev_export"],
-        [*ruff, "check", "--quiet", "--select", "I", "--fix", "--exit-zero", "ptacl"],
+        [
+            *ruff,
+            "check",
+            "--quiet",
+            "--select",
+            "TID252,I",
+            "--fix",
+            "--unsafe-fixes",
+            "--exit-zero",
+            "ptacl",
+        ],
         [*ruff, "format", "--quiet", "ptacl"],
     )
     for command in commands:

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import BadInput, write_atomic
+from ptacl.core import BadInput, write_atomic
 
 
 # %% ../nbs/top/10_config.ipynb #311e5cdb

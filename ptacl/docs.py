@@ -45,8 +45,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import ptacl
-
-from .core import BadInput
+from ptacl.core import BadInput
 
 
 # %% ../nbs/top/90_docs.ipynb #8e9ea02d

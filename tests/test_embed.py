@@ -15,7 +15,8 @@ from ptacl.core import sample_path
 from ptacl.data.ecg import STANDARD_LEADS, read_ecg
 from ptacl.models.saved import save_pretrained
 from ptacl.models.systems import build_system
-from ptacl.use.embed import ECGEncoder, PhenotypeProbe, embed, embed_command, left_out, predict
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.use.embed import PhenotypeProbe, embed, embed_command, left_out, predict
 
 SECRET = "Millerovska"  # a name that must not appear anywhere
 

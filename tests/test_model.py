@@ -11,13 +11,13 @@ from ptacl.core import samples_dir, seed_everything
 from ptacl.data.batches import draw_batch, load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.models.ptacl import Batch, count_parameters, model_from_config
+from ptacl.models.objective import objective
 from ptacl.training.loop import (
     TrainState,
     embed_pairs,
     evaluate,
     fabric_from_config,
     fit_input_scaling,
-    objective,
     optimizer_from_config,
     train_step,
 )

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from ..config import TrainConfig
-from .ecg import STANDARD_LEADS
+from ptacl.config import TrainConfig
+from ptacl.data.ecg import STANDARD_LEADS
 
 
 # %% ../../nbs/data/80_augment.ipynb #03e5df7d

@@ -26,6 +26,11 @@ from joblib import Parallel, delayed
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ptacl.config import TrainConfig
+from ptacl.core import BadInput
+from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
+from ptacl.data.cohort import MODALITIES, REPORT_COLUMNS, Cohort, read_cohort
+from ptacl.data.phase import plausible_es_ms
 from ptacl.data.store import (
     Column,
     Store,
@@ -36,12 +41,6 @@ from ptacl.data.store import (
     settings_of,
     store_in_memory,
 )
-
-from ..config import TrainConfig
-from ..core import BadInput
-from .augment import BatchGenerator, draw_rows, window_starts
-from .cohort import MODALITIES, REPORT_COLUMNS, Cohort, read_cohort
-from .phase import plausible_es_ms
 
 
 # %% ../../nbs/data/90_batches.ipynb #8439ae2f

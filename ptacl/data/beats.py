@@ -13,8 +13,8 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
-from ..core import BadInput
-from .ecg import ECG
+from ptacl.core import BadInput
+from ptacl.data.ecg import ECG
 
 
 # %% ../../nbs/data/20_beats.ipynb #602eca6e

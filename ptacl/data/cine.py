@@ -38,7 +38,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..core import BadInput, write_atomic
+from ptacl.core import BadInput, write_atomic
 
 # %% ../../nbs/data/30_cine.ipynb #3c752138
 VIEWS = ("sax", "lax_2ch", "lax_3ch", "lax_4ch")  # UK Biobank's spelling

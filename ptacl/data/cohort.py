@@ -39,9 +39,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import BadInput, write_atomic
-from .cine import read_cine
-from .ecg import read_ecg
+from ptacl.core import BadInput, write_atomic
+from ptacl.data.cine import read_cine
+from ptacl.data.ecg import read_ecg
 
 # %% ../../nbs/data/65_cohort.ipynb #08946d4b
 SPLITS = ("train", "val", "test")

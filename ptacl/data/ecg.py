@@ -45,7 +45,7 @@ from xml.parsers import expat
 import numpy as np
 from scipy.signal import butter, iirnotch, resample_poly, sosfiltfilt, tf2sos
 
-from ..core import BadInput
+from ptacl.core import BadInput
 
 # %% ../../nbs/data/10_ecg.ipynb #51cd7f7c
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")

@@ -17,7 +17,7 @@ __all__ = [
 # %% ../../nbs/data/40_phase.ipynb #98aa667f
 import numpy as np
 
-from ..core import BadInput
+from ptacl.core import BadInput
 
 
 # %% ../../nbs/data/40_phase.ipynb #60ec80c7

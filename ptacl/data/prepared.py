@@ -21,11 +21,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
 
-from ..core import BadInput
-from .beats import find_beats
-from .cine import Cine, Heart, Scale, crop_heart, find_ed_es, find_heart, mid_slice, scale_intensity
-from .ecg import ECG, STANDARD_LEADS, standardise_ecg
-from .phase import cine_phase, ecg_phase, phase_distance, plausible_es_ms, resample_cycle
+from ptacl.core import BadInput
+from ptacl.data.beats import find_beats
+from ptacl.data.cine import Cine, Heart, Scale, crop_heart, find_ed_es, find_heart, mid_slice, scale_intensity
+from ptacl.data.ecg import ECG, STANDARD_LEADS, standardise_ecg
+from ptacl.data.phase import cine_phase, ecg_phase, phase_distance, plausible_es_ms, resample_cycle
 
 # %% ../../nbs/data/60_prepared.ipynb #5f7f7490
 # field -> steps per unit (mV, cycle, range), type on the disk

@@ -51,6 +51,9 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from ptacl.config import Parameters
+from ptacl.core import BadInput, write_atomic
+from ptacl.data.cine import VIEWS, read_cine
 from ptacl.data.cohort import (
     MODALITIES,
     REPORT_COLUMNS,
@@ -62,6 +65,7 @@ from ptacl.data.cohort import (
     split_of,
     summarise_report,
 )
+from ptacl.data.ecg import STANDARD_LEADS, read_ecg
 from ptacl.data.prepared import (
     STEPS,
     PreparedCine,
@@ -71,12 +75,7 @@ from ptacl.data.prepared import (
     prepare_ecg,
     to_steps,
 )
-
-from ..config import Parameters
-from ..core import BadInput, write_atomic
-from .cine import VIEWS, read_cine
-from .ecg import STANDARD_LEADS, read_ecg
-from .ukbb import pair_ukbb, read_phenotypes, read_ukbb_cine
+from ptacl.data.ukbb import pair_ukbb, read_phenotypes, read_ukbb_cine
 
 
 # %% ../../nbs/data/70_store.ipynb #6cd8bd35

@@ -31,9 +31,9 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..core import BadInput
-from .cine import Cine, cine_from_array
-from .ecg import ECG, ecg_from_cardiosoft, parse_xml, quiet_pydicom
+from ptacl.core import BadInput
+from ptacl.data.cine import Cine, cine_from_array
+from ptacl.data.ecg import ECG, ecg_from_cardiosoft, parse_xml, quiet_pydicom
 
 
 # %% ../../nbs/data/50_ukbb.ipynb #99189649

@@ -35,9 +35,9 @@ from scipy.ndimage import gaussian_filter, uniform_filter1d
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ..core import BadInput
-from ..models.layers import Attention
-from ..models.ptacl import Batch, System
+from ptacl.core import BadInput
+from ptacl.models.layers import Attention
+from ptacl.models.ptacl import Batch, System
 
 
 # %% ../../nbs/evaluation/40_explain.ipynb #6a9b1987

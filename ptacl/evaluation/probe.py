@@ -43,8 +43,8 @@ from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..core import BadInput
-from .retrieval import as_rows, bootstrap_ci
+from ptacl.core import BadInput
+from ptacl.evaluation.retrieval import as_rows, bootstrap_ci
 
 # %% ../../nbs/evaluation/20_probe.ipynb #246c97f0
 PENALTIES = np.logspace(-5, 3, 17)  # candidates per training participant, on standardised features

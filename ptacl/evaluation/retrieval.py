@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..core import BadInput
+from ptacl.core import BadInput
 
 
 # %% ../../nbs/evaluation/10_retrieval.ipynb #2ed4ad63

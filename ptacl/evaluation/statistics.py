@@ -25,8 +25,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
-from ..core import BadInput
-from .retrieval import Interval
+from ptacl.core import BadInput
+from ptacl.evaluation.retrieval import Interval
 
 # %% ../../nbs/evaluation/30_statistics.ipynb #de0f40cd
 Statistic = Callable[[np.ndarray], np.ndarray]  # (R, n, ...) -> (R, m)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import BadInput
-from .contrast import unit
+from ptacl.core import BadInput
+from ptacl.losses.contrast import unit
 
 
 # %% ../../nbs/losses/20_local.ipynb #3fac6bfd

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import BadInput
-from .contrast import info_nce, unit
+from ptacl.core import BadInput
+from ptacl.losses.contrast import info_nce, unit
 
 
 # %% ../../nbs/losses/30_systems.ipynb #0b7d7037

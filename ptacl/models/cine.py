@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import BadInput
-from .layers import Block, sincos_grid, sincos_positions
-from .weights import Saved
+from ptacl.core import BadInput
+from ptacl.models.layers import Block, sincos_grid, sincos_positions
+from ptacl.models.weights import Saved
 
 
 # %% ../../nbs/models/25_cine.ipynb #2866a381

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import TrainConfig
-from .layers import ProjectionHead
-from .mmcl import RESNET_SIZES, ResidualNetwork, es_phase, frames_at
-from .ptacl import Batch, Embeddings, System, ecg_encoder_from_config
+from ptacl.config import TrainConfig
+from ptacl.models.layers import ProjectionHead
+from ptacl.models.mmcl import RESNET_SIZES, ResidualNetwork, es_phase, frames_at
+from ptacl.models.ptacl import Batch, Embeddings, System, ecg_encoder_from_config
 
 
 # %% ../../nbs/models/50_dual_phase.ipynb #439289e7

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import BadInput
-from ..data.augment import BatchGenerator, draw_rows
-from .layers import Block, sincos_positions
-from .weights import Saved
+from ptacl.core import BadInput
+from ptacl.data.augment import BatchGenerator, draw_rows
+from ptacl.models.layers import Block, sincos_positions
+from ptacl.models.weights import Saved
 
 
 # %% ../../nbs/models/20_ecg_vit.ipynb #439061b8

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import BadInput
+from ptacl.core import BadInput
 
 
 # %% ../../nbs/models/10_layers.ipynb #c17995c5

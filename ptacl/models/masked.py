@@ -24,11 +24,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import BadInput
-from .cine import CineEncoder
-from .ecg_vit import ECGEncoder, draw_kept
-from .layers import Block, sincos_grid
-from .ptacl import Batch
+from ptacl.core import BadInput
+from ptacl.models.cine import CineEncoder
+from ptacl.models.ecg_vit import ECGEncoder, draw_kept
+from ptacl.models.layers import Block, sincos_grid
+from ptacl.models.ptacl import Batch
 
 
 # %% ../../nbs/models/60_masked.ipynb #49dd587b

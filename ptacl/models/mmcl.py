@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
-from ..core import BadInput
-from ..data.phase import CANONICAL_ES
-from .layers import ProjectionHead
-from .ptacl import Batch, Embeddings, System, ecg_encoder_from_config
+from ptacl.config import TrainConfig
+from ptacl.core import BadInput
+from ptacl.data.phase import CANONICAL_ES
+from ptacl.models.layers import ProjectionHead
+from ptacl.models.ptacl import Batch, Embeddings, System, ecg_encoder_from_config
 
 
 # %% ../../nbs/models/40_mmcl.ipynb #2130bacb

@@ -9,11 +9,11 @@ __all__ = ["objective"]
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
-from ..losses.contrast import info_nce
-from ..losses.local import local_info_nce
-from ..losses.systems import dual_phase_loss, info_nce_alike, masked_mse
-from .ptacl import Embeddings
+from ptacl.config import TrainConfig
+from ptacl.losses.contrast import info_nce
+from ptacl.losses.local import local_info_nce
+from ptacl.losses.systems import dual_phase_loss, info_nce_alike, masked_mse
+from ptacl.models.ptacl import Embeddings
 
 
 # %% ../../nbs/models/75_objective.ipynb #cd373be6

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
-from ..data.batches import Pairs
-from .cine import CINE_SIZES, CineEncoder
-from .ecg_vit import ECG_SIZES, ECGEncoder, draw_kept
-from .layers import ProjectionHead, ecg_token_phase, phase_weights, pool_by_phase
+from ptacl.config import TrainConfig
+from ptacl.data.batches import Pairs
+from ptacl.models.cine import CINE_SIZES, CineEncoder
+from ptacl.models.ecg_vit import ECG_SIZES, ECGEncoder, draw_kept
+from ptacl.models.layers import ProjectionHead, ecg_token_phase, phase_weights, pool_by_phase
 
 
 # %% ../../nbs/models/30_ptacl.ipynb #fae4806e

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import BadInput
-from .ecg_vit import ECGEncoder
-from .weights import fit_weights, model_folder, read_settings, read_weights
+from ptacl.core import BadInput
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.weights import fit_weights, model_folder, read_settings, read_weights
 
 
 # %% ../../nbs/models/90_published.ipynb #25be3f52

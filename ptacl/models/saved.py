@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import Parameters, TrainConfig
-from ..core import BadInput
-from ..data.cine import Cine
-from ..data.ecg import ECG
-from ..data.phase import plausible_es_ms
-from ..data.prepared import prepare_cine, prepare_ecg
-from .cine import CineEncoder
-from .ecg_vit import ECGEncoder
-from .ptacl import Batch, System
-from .systems import build_system
-from .weights import Saved, fit_weights, model_folder, read_settings, read_weights, save_weights
+from ptacl.config import Parameters, TrainConfig
+from ptacl.core import BadInput
+from ptacl.data.cine import Cine
+from ptacl.data.ecg import ECG
+from ptacl.data.phase import plausible_es_ms
+from ptacl.data.prepared import prepare_cine, prepare_ecg
+from ptacl.models.cine import CineEncoder
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ptacl import Batch, System
+from ptacl.models.systems import build_system
+from ptacl.models.weights import Saved, fit_weights, model_folder, read_settings, read_weights, save_weights
 
 
 # %% ../../nbs/models/80_saved.ipynb #f84a44b6

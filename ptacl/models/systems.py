@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ptacl.config import TrainConfig
+from ptacl.core import BadInput
+from ptacl.data.batches import Pairs
+from ptacl.models.dual_phase import dual_phase_from_config
+from ptacl.models.mmcl import mmcl_from_config
 from ptacl.models.ptacl import (
     Batch,
     Embeddings,
@@ -19,12 +24,6 @@ from ptacl.models.ptacl import (
     ecg_encoder_from_config,
     model_from_config,
 )
-
-from ..config import TrainConfig
-from ..core import BadInput
-from ..data.batches import Pairs
-from .dual_phase import dual_phase_from_config
-from .mmcl import mmcl_from_config
 
 
 # %% ../../nbs/models/70_systems.ipynb #da278057

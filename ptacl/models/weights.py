@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-from ..core import BadInput, write_atomic
+from ptacl.core import BadInput, write_atomic
 
 
 # %% ../../nbs/models/05_weights.ipynb #907bd715

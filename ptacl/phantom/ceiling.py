@@ -22,8 +22,8 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from ..core import BadInput
-from .latents import draw_latents, further_phenotypes, lv_length_mm
+from ptacl.core import BadInput
+from ptacl.phantom.latents import draw_latents, further_phenotypes, lv_length_mm
 
 # %% ../../nbs/phantom/50_ceiling.ipynb #66408286
 _SHOWN = [

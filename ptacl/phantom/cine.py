@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core import BadInput
-from ..data.cine import Cine
-from .latents import Latents
+from ptacl.core import BadInput
+from ptacl.data.cine import Cine
+from ptacl.phantom.latents import Latents
 
 
 # %% ../../nbs/phantom/30_cine.ipynb #c38c010b

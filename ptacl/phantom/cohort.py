@@ -24,6 +24,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ptacl.config import Parameters
+from ptacl.core import BadInput, write_atomic
+from ptacl.data.cine import Cine, sidecar_path, write_cine
+from ptacl.data.ecg import ECG, STANDARD_LEADS
+from ptacl.data.ukbb import PHENOTYPES
+from ptacl.phantom.cine import check_cine_recipe, simulate_cine
+from ptacl.phantom.ecg import LEAD_FAULTS, UV_PER_LSB, simulate_ecg
 from ptacl.phantom.latents import (
     PREVALENCE,
     Latents,
@@ -35,14 +42,6 @@ from ptacl.phantom.latents import (
     repolarisation_ms,
     t_peak_ms,
 )
-
-from ..config import Parameters
-from ..core import BadInput, write_atomic
-from ..data.cine import Cine, sidecar_path, write_cine
-from ..data.ecg import ECG, STANDARD_LEADS
-from ..data.ukbb import PHENOTYPES
-from .cine import check_cine_recipe, simulate_cine
-from .ecg import LEAD_FAULTS, UV_PER_LSB, simulate_ecg
 
 # %% ../../nbs/phantom/40_cohort.ipynb #9a798f32
 _CATEGORY_157 = (

@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.signal import lfilter
 
-from ..core import BadInput
-from ..data.ecg import ECG, STANDARD_LEADS
-from .latents import Latents, draw_latents, participant_rng, repolarisation_ms, t_peak_ms
+from ptacl.core import BadInput
+from ptacl.data.ecg import ECG, STANDARD_LEADS
+from ptacl.phantom.latents import Latents, draw_latents, participant_rng, repolarisation_ms, t_peak_ms
 
 
 # %% ../../nbs/phantom/20_ecg.ipynb #cb986b31

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from scipy.signal import welch
 
-from ..core import BadInput
-from ..data.beats import find_ectopic, find_r_peaks
-from ..data.ecg import ECG, STANDARD_LEADS, read_ecg, standardise_ecg
+from ptacl.core import BadInput
+from ptacl.data.beats import find_ectopic, find_r_peaks
+from ptacl.data.ecg import ECG, STANDARD_LEADS, read_ecg, standardise_ecg
 
 # %% ../../nbs/phantom/60_instruments.ipynb #9e26eb61
 _EIGHT = (0, 1, 6, 7, 8, 9, 10, 11)  # I, II, V1..V6: the other four follow from I and II

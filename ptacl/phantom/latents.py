@@ -28,7 +28,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 
-from ..core import BadInput
+from ptacl.core import BadInput
 
 # %% ../../nbs/phantom/10_latents.ipynb #65e913ac
 _STREAMS = ("latents", "ecg", "cine")

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import Parameters
-from ..core import BadInput, write_atomic
-from ..data.cine import find_ed_es, find_heart
-from ..data.ecg import ECG
-from .cine import simulate_cine
-from .ecg import simulate_ecg
-from .instruments import delineate_intervals, summary_features
-from .latents import draw_latents, participant_rng, repolarisation_ms
+from ptacl.config import Parameters
+from ptacl.core import BadInput, write_atomic
+from ptacl.data.cine import find_ed_es, find_heart
+from ptacl.data.ecg import ECG
+from ptacl.phantom.cine import simulate_cine
+from ptacl.phantom.ecg import simulate_ecg
+from ptacl.phantom.instruments import delineate_intervals, summary_features
+from ptacl.phantom.latents import draw_latents, participant_rng, repolarisation_ms
 
 
 # %% ../../nbs/phantom/70_realism.ipynb #11965e84

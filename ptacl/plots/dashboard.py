@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..config import TrainConfig
-from ..core import BadInput
-from .paper import COLOURS, draw_curve, finish_axes, new_figure
+from ptacl.config import TrainConfig
+from ptacl.core import BadInput
+from ptacl.plots.paper import COLOURS, draw_curve, finish_axes, new_figure
 
 
 # %% ../../nbs/plots/50_dashboard.ipynb #55148998

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike
 
-from ..core import BadInput
-from ..evaluation.retrieval import as_rows
-from .paper import COLOURS, new_figure
+from ptacl.core import BadInput
+from ptacl.evaluation.retrieval import as_rows
+from ptacl.plots.paper import COLOURS, new_figure
 
 
 # %% ../../nbs/plots/30_evidence.ipynb #7e1a4443

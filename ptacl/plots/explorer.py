@@ -44,14 +44,14 @@ from ipywidgets import (
 )
 from PIL import Image
 
-from ..config import Parameters, TrainConfig
-from ..core import BadInput
-from ..data.batches import Pairs
-from ..data.ecg import STANDARD_LEADS
-from ..data.phase import plausible_es_ms
-from ..models.ptacl import Embeddings
-from .motion import frame_caption, nearest_participants
-from .paper import COLOURS, plot_ecg
+from ptacl.config import Parameters, TrainConfig
+from ptacl.core import BadInput
+from ptacl.data.batches import Pairs
+from ptacl.data.ecg import STANDARD_LEADS
+from ptacl.data.phase import plausible_es_ms
+from ptacl.models.ptacl import Embeddings
+from ptacl.plots.motion import frame_caption, nearest_participants
+from ptacl.plots.paper import COLOURS, plot_ecg
 
 
 # %% ../../nbs/plots/60_explorer.ipynb #a6a771c2

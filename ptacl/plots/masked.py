@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .paper import new_figure
+from ptacl.plots.paper import new_figure
 
 
 # %% ../../nbs/plots/20_masked.ipynb #371cc512

@@ -37,10 +37,10 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from ..core import BadInput
-from ..data.phase import phase_distance
-from ..evaluation.retrieval import search_gallery
-from .paper import COLOURS, PHASE_CMAP, new_figure, plot_ecg
+from ptacl.core import BadInput
+from ptacl.data.phase import phase_distance
+from ptacl.evaluation.retrieval import search_gallery
+from ptacl.plots.paper import COLOURS, PHASE_CMAP, new_figure, plot_ecg
 
 
 # %% ../../nbs/plots/40_motion.ipynb #4eaed435

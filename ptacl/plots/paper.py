@@ -38,7 +38,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from ..core import BadInput
+from ptacl.core import BadInput
 
 # %% ../../nbs/plots/10_paper.ipynb #26989250
 COLOURS = {

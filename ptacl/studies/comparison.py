@@ -31,6 +31,10 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 from sklearn.preprocessing import StandardScaler
 
+from ptacl.config import Parameters, TrainConfig, check_names, checked_type
+from ptacl.core import BadInput, samples_dir, seed_everything, write_atomic
+from ptacl.data.batches import Pairs, load_data
+from ptacl.data.store import PrepareConfig, is_store, prepare_cohort, read_source, settings_of
 from ptacl.evaluation.probe import (
     classification_statistics,
     fit_ridge,
@@ -39,6 +43,11 @@ from ptacl.evaluation.probe import (
     predict_phenotypes,
     regression_statistics,
 )
+from ptacl.evaluation.retrieval import ranks, similar_by_participant
+from ptacl.evaluation.statistics import compare_methods, mean_statistics, rank_statistics, score_over_seeds
+from ptacl.models.ptacl import count_parameters
+from ptacl.models.saved import save_pretrained, start_encoders
+from ptacl.models.systems import build_system
 from ptacl.studies.methods import (
     METHODS,
     Cell,
@@ -47,6 +56,7 @@ from ptacl.studies.methods import (
     ecg_feature_table,
     feature_filler,
 )
+from ptacl.training.loop import embed_pairs, fit, fit_input_scaling
 from ptacl.training.pretraining import (
     PretrainConfig,
     load_recordings,
@@ -54,18 +64,7 @@ from ptacl.training.pretraining import (
     pretrain,
     save_pretraining,
 )
-
-from ..config import Parameters, TrainConfig, check_names, checked_type
-from ..core import BadInput, samples_dir, seed_everything, write_atomic
-from ..data.batches import Pairs, load_data
-from ..data.store import PrepareConfig, is_store, prepare_cohort, read_source, settings_of
-from ..evaluation.retrieval import ranks, similar_by_participant
-from ..evaluation.statistics import compare_methods, mean_statistics, rank_statistics, score_over_seeds
-from ..models.ptacl import count_parameters
-from ..models.saved import save_pretrained, start_encoders
-from ..models.systems import build_system
-from ..training.loop import embed_pairs, fit, fit_input_scaling
-from ..training.run_folder import environment
+from ptacl.training.run_folder import environment
 
 
 # %% ../../nbs/studies/40_comparison.ipynb #4c229cff

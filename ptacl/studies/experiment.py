@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import check_names
-from ..core import BadInput, write_atomic
+from ptacl.config import check_names
+from ptacl.core import BadInput, write_atomic
 
 
 # %% ../../nbs/studies/10_experiment.ipynb #ef904a94

@@ -16,10 +16,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core import BadInput
-from ..training.distributed import this_process
-from ..training.loop import TRAINING_FILE
-from .experiment import run_notebook
+from ptacl.core import BadInput
+from ptacl.studies.experiment import run_notebook
+from ptacl.training.distributed import this_process
+from ptacl.training.loop import TRAINING_FILE
 
 
 # %% ../../nbs/studies/20_launch.ipynb #9cdadd09

@@ -31,14 +31,14 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from ..config import TrainConfig, check_names
-from ..core import BadInput
-from ..data.batches import Pairs
-from ..data.beats import Beats, find_beats, find_ectopic
-from ..data.ecg import ECG, STANDARD_LEADS
-from ..data.store import PrepareConfig
-from ..models.systems import SYSTEMS
-from ..training.pretraining import PretrainConfig
+from ptacl.config import TrainConfig, check_names
+from ptacl.core import BadInput
+from ptacl.data.batches import Pairs
+from ptacl.data.beats import Beats, find_beats, find_ectopic
+from ptacl.data.ecg import ECG, STANDARD_LEADS
+from ptacl.data.store import PrepareConfig
+from ptacl.models.systems import SYSTEMS
+from ptacl.training.pretraining import PretrainConfig
 
 # %% ../../nbs/studies/30_methods.ipynb #e4bf2dac
 _QUIET_S = 0.012

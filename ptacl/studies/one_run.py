@@ -15,16 +15,17 @@ import pandas as pd
 import wfdb
 from sklearn.preprocessing import StandardScaler
 
-from ..config import Parameters, TrainConfig, check_names
-from ..core import BadInput, samples_dir, seed_everything
-from ..data.batches import Pairs, load_data
-from ..data.cohort import phenotype_columns
-from ..evaluation.probe import predict_conditions
-from ..models.ptacl import Embeddings, System
-from ..models.saved import from_pretrained
-from ..models.systems import build_system
-from ..training.loop import embed_pairs, fit_input_scaling
-from ..use.embed import ECGEncoder, find_ecgs
+from ptacl.config import Parameters, TrainConfig, check_names
+from ptacl.core import BadInput, samples_dir, seed_everything
+from ptacl.data.batches import Pairs, load_data
+from ptacl.data.cohort import phenotype_columns
+from ptacl.evaluation.probe import predict_conditions
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ptacl import Embeddings, System
+from ptacl.models.saved import from_pretrained
+from ptacl.models.systems import build_system
+from ptacl.training.loop import embed_pairs, fit_input_scaling
+from ptacl.use.embed import find_ecgs
 
 
 # %% ../../nbs/studies/50_one_run.ipynb #467f10a4

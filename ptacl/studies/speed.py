@@ -36,6 +36,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ptacl.config import Parameters, TrainConfig
+from ptacl.core import BadInput
+from ptacl.data.augment import augment, augmentation_from_config, step_generator
+from ptacl.data.batches import Pairs, draw_batch, stored_pairs
+from ptacl.data.cohort import Cohort
+from ptacl.data.prepared import from_steps
 from ptacl.data.store import (
     Store,
     open_store,
@@ -45,17 +51,10 @@ from ptacl.data.store import (
     write_shard,
     write_table,
 )
-
-from ..config import Parameters, TrainConfig
-from ..core import BadInput
-from ..data.augment import augment, augmentation_from_config, step_generator
-from ..data.batches import Pairs, draw_batch, stored_pairs
-from ..data.cohort import Cohort
-from ..data.prepared import from_steps
-from ..models.ecg_vit import ECG_SIZES
-from ..models.ptacl import model_from_config
-from ..phantom.cohort import simulate_participant
-from ..training.loop import fit
+from ptacl.models.ecg_vit import ECG_SIZES
+from ptacl.models.ptacl import model_from_config
+from ptacl.phantom.cohort import simulate_participant
+from ptacl.training.loop import fit
 
 
 # %% ../../nbs/studies/60_speed.ipynb #f28dcb73

@@ -33,6 +33,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ptacl.config import TrainConfig, save_config
+from ptacl.core import BadInput
+from ptacl.data.batches import Pairs, load_data
+from ptacl.data.ecg import read_ecg
+from ptacl.losses.contrast import info_nce
+from ptacl.models.objective import objective
+from ptacl.models.ptacl import ecg_encoder_from_config
+from ptacl.models.systems import build_system
 from ptacl.training.loop import (
     TrainState,
     draw_part,
@@ -42,16 +50,7 @@ from ptacl.training.loop import (
     step_batches,
     train_step,
 )
-
-from ..config import TrainConfig, save_config
-from ..core import BadInput
-from ..data.batches import Pairs, load_data
-from ..data.ecg import read_ecg
-from ..losses.contrast import info_nce
-from ..models.objective import objective
-from ..models.ptacl import ecg_encoder_from_config
-from ..models.systems import build_system
-from ..use.embed import ecg_windows, embed
+from ptacl.use.embed import ecg_windows, embed
 
 
 # %% ../../nbs/studies/70_throughput.ipynb #09ed6d48

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from lightning_fabric.strategies import DDPStrategy
 
-from ..core import BadInput
-from ..models.ptacl import Embeddings
+from ptacl.core import BadInput
+from ptacl.models.ptacl import Embeddings
 
 
 # %% ../../nbs/training/10_distributed.ipynb #347004de

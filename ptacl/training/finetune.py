@@ -28,14 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import TrainConfig
-from ..core import BadInput, seed_everything
-from ..data.batches import Pairs, draw_batch, for_system
-from ..evaluation.probe import METRICS, score_regression
-from ..models.ptacl import Batch
-from ..models.saved import start_encoders
-from ..models.systems import Supervised, build_system
-from .loop import best_row, embed_pairs, evaluate, fit
+from ptacl.config import TrainConfig
+from ptacl.core import BadInput, seed_everything
+from ptacl.data.batches import Pairs, draw_batch, for_system
+from ptacl.evaluation.probe import METRICS, score_regression
+from ptacl.models.ptacl import Batch
+from ptacl.models.saved import start_encoders
+from ptacl.models.systems import Supervised, build_system
+from ptacl.training.loop import best_row, embed_pairs, evaluate, fit
 
 # %% ../../nbs/training/80_finetune.ipynb #04cc693b
 # kind of target -> what the validation part chooses by

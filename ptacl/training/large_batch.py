@@ -14,8 +14,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..models.layers import Block
-from ..models.ptacl import Batch, Embeddings
+from ptacl.models.layers import Block
+from ptacl.models.ptacl import Batch, Embeddings
 
 
 # %% ../../nbs/training/20_large_batch.ipynb #41861ac7

@@ -54,6 +54,16 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ptacl.config import TrainConfig
+from ptacl.core import BadInput, write_atomic
+from ptacl.data.augment import BatchGenerator, augment, augmentation_from_config
+from ptacl.data.batches import Pairs, draw_batch, epoch_order
+from ptacl.data.ecg import fit_scaling
+from ptacl.data.phase import phase_distance
+from ptacl.models.ecg_vit import draw_kept
+from ptacl.models.layers import Block
+from ptacl.models.objective import objective
+from ptacl.models.ptacl import Batch, Embeddings
 from ptacl.training.distributed import (
     StartedDDP,
     any_process,
@@ -62,18 +72,7 @@ from ptacl.training.distributed import (
     gather,
     own_rows,
 )
-
-from ..config import TrainConfig
-from ..core import BadInput, write_atomic
-from ..data.augment import BatchGenerator, augment, augmentation_from_config
-from ..data.batches import Pairs, draw_batch, epoch_order
-from ..data.ecg import fit_scaling
-from ..data.phase import phase_distance
-from ..models.ecg_vit import draw_kept
-from ..models.layers import Block
-from ..models.objective import objective
-from ..models.ptacl import Batch, Embeddings
-from .large_batch import cached_forward, checkpoint_blocks, take_rows
+from ptacl.training.large_batch import cached_forward, checkpoint_blocks, take_rows
 
 
 # %% ../../nbs/training/50_loop.ipynb #a3017f7f

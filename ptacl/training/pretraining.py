@@ -25,6 +25,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ptacl.config import Parameters, TrainConfig
+from ptacl.core import BadInput
+from ptacl.data.batches import Pairs, draw_batch, load_data
+from ptacl.data.cohort import Cohort
+from ptacl.models.cine import CINE_SIZES, CineEncoder
 from ptacl.models.masked import (
     MaskedCine,
     MaskedECG,
@@ -33,17 +38,11 @@ from ptacl.models.masked import (
     reconstruction_errors,
     trivial_errors,
 )
-
-from ..config import Parameters, TrainConfig
-from ..core import BadInput
-from ..data.batches import Pairs, draw_batch, load_data
-from ..data.cohort import Cohort
-from ..models.cine import CINE_SIZES, CineEncoder
-from ..models.ptacl import Batch, ecg_encoder_from_config
-from ..models.saved import described_parts
-from ..models.weights import save_weights
-from .distributed import gather
-from .loop import TrainState, fit
+from ptacl.models.ptacl import Batch, ecg_encoder_from_config
+from ptacl.models.saved import described_parts
+from ptacl.models.weights import save_weights
+from ptacl.training.distributed import gather
+from ptacl.training.loop import TrainState, fit
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #a55cb802

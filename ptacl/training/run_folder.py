@@ -22,10 +22,9 @@ import torch
 from filelock import FileLock, Timeout
 
 import ptacl
-
-from ..config import TrainConfig, load_config, save_config
-from ..core import BadInput, write_atomic
-from .loop import HARMLESS, fabric_from_config
+from ptacl.config import TrainConfig, load_config, save_config
+from ptacl.core import BadInput, write_atomic
+from ptacl.training.loop import HARMLESS, fabric_from_config
 
 
 # %% ../../nbs/training/60_run_folder.ipynb #ca9fafc9

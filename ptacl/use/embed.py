@@ -37,13 +37,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core import BadInput, write_atomic
-from ..data.ecg import ECG, ecg_from_array, read_ecg, standardise_ecg
-from ..data.prepared import from_steps, to_steps
-from ..evaluation.probe import fit_ridge
-from ..models.ecg_vit import ECGEncoder
-from ..models.layers import ProjectionHead
-from ..models.weights import fit_weights, model_folder, read_settings, read_weights, save_weights
+from ptacl.core import BadInput, write_atomic
+from ptacl.data.ecg import ECG, ecg_from_array, read_ecg, standardise_ecg
+from ptacl.data.prepared import from_steps, to_steps
+from ptacl.evaluation.probe import fit_ridge
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.layers import ProjectionHead
+from ptacl.models.weights import fit_weights, model_folder, read_settings, read_weights, save_weights
 
 # %% ../../nbs/use/10_embed.ipynb #dcbb5baa
 Source = str | Path | ECG | np.ndarray | Iterable[str | Path | ECG | np.ndarray]  # one recording, or many

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import BadInput, write_atomic
-from ..data.ecg import STANDARD_LEADS
-from .embed import ECGEncoder, has_head, shared_head
+from ptacl.core import BadInput, write_atomic
+from ptacl.data.ecg import STANDARD_LEADS
+from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.use.embed import has_head, shared_head
 
 
 # %% ../../nbs/use/20_onnx.ipynb #5afc3572
