@@ -1,4 +1,6 @@
-"Many processes and one: the same loss, the same gradients, the same run. Processes talk through gloo on this machine."
+"""Many processes and one: the same loss, the same gradients, the same run. Processes talk through gloo on
+this machine.
+"""
 
 import json
 import os
@@ -28,7 +30,8 @@ found = []
 for B, micro, local_weight in json.loads(sys.argv[1]):
     cfg = TrainConfig(window_s=1., n_frames=4, crop_px=16, phase_bins=4, embed_dim=16, ecg_keep=1., local_weight=local_weight, precision="32-true", accelerator="cpu", clip_norm=1e9, warmup_share=0.5)
     torch.manual_seed(0)
-    phase = (torch.arange(500)-25)/400%1 # patches and frames lie in the bins, so that the local loss has something to compare
+    # patches and frames lie in the bins, so that the local loss has something to compare
+    phase = (torch.arange(500)-25)/400%1
     batch = Batch(torch.randn(B, 12, 500), torch.rand(B, 12) > .1, phase.expand(B, -1), torch.rand(B, 500) > .3, torch.rand(B, 4, 16, 16), (torch.arange(4)/4+torch.rand(B, 1)/50)%1, (torch.arange(4)/4).expand(B, -1))
     batch = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
     model = model_from_config(cfg)
@@ -103,7 +106,9 @@ def one_process(tmp_path_factory):
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_processes_have_the_loss_and_gradients_of_one(n, one_process, tmp_path):
-    "float64, the whole step: gather, loss, backward, DDP; also batches that cannot be divided, and the gradient cache."
+    """float64, the whole step: gather, loss, backward, DDP; also batches that cannot be divided, and the
+    gradient cache.
+    """
     import torch
 
     processes(n, GRADIENTS, json.dumps(CASES), str(tmp_path / "found.pt"))
@@ -148,7 +153,9 @@ run.finish(dict(done=True))
 
 
 def test_two_processes_train_like_one(tmp_path):
-    "The whole of `fit`: the same batches with the same augmentation, so the same losses up to rounding; only the first process logs and saves; all end with the same weights."
+    """The whole of `fit`: the same batches with the same augmentation, so the same losses up to rounding;
+    only the first process logs and saves; all end with the same weights.
+    """
     import torch
 
     processes(1, RUN, str(tmp_path / "one"), "{}")

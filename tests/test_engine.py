@@ -1,4 +1,6 @@
-"What the loop owes a person whose machine, disk or data fails: no weight lost, no silent nonsense, the same result."
+"""What the loop owes a person whose machine, disk or data fails: no weight lost, no silent nonsense, the same
+result.
+"""
 
 import errno
 import json
@@ -72,7 +74,8 @@ def train(cfg, pairs, **options):
 
 # ---- killed and started again
 
-# Imports once; then every start of training is a fork of this process, a few milliseconds. It answers one line of JSON for each.
+# Imports once; then every start of training is a fork of this process, a few milliseconds. It answers one
+# line of JSON for each.
 SERVER = """
 import json, os, random, signal, sys, time
 from dataclasses import replace
@@ -168,14 +171,18 @@ def kill_often(tmp_path, cfg, seed: int, kills: int) -> dict:
 
 
 def check_kills(found: dict, kills: int):
-    "Every kill took, progress was never lost, the end is the same bit for bit, and no half-written file stays."
+    """Every kill took, progress was never lost, the end is the same bit for bit, and no half-written file
+    stays.
+    """
     assert found["kills"] == kills and found["equal"] and not found["left_over"], found
     assert found["during_save"] >= kills // 4, found
     assert found["steps"] == sorted(found["steps"]) and found["steps"][-1] > 0, found
 
 
 def test_twenty_kills_change_nothing(tmp_path):
-    "SIGKILL at 20 moments, every second one while a checkpoint is half written: dropout, running mean, best weights and all, the weights end the same."
+    """SIGKILL at 20 moments, every second one while a checkpoint is half written: dropout, running mean, best
+    weights and all, the weights end the same.
+    """
     found = kill_often(
         tmp_path,
         replace(TINY, epochs=20, checkpoint_every=1, dropout=0.1, average_pairs=20, keep_best="val_loss"),
@@ -269,7 +276,9 @@ except (OSError, RuntimeError) as e: print(type(e).__name__)
 
 
 def test_sigterm_saves_and_ends_in_order(pairs, tmp_path, capsys):
-    "The cluster's warning at any step: saved, exit code 0, said how to go on, and the same weights in the end."
+    """The cluster's warning at any step: saved, exit code 0, said how to go on, and the same weights in the
+    end.
+    """
     whole = train(TINY, pairs)
     before = signal.getsignal(signal.SIGTERM)
 
@@ -288,7 +297,9 @@ def test_sigterm_saves_and_ends_in_order(pairs, tmp_path, capsys):
 
 
 def test_nan_recording_stops_with_its_name(pairs, tmp_path):
-    "One sample of one ECG is NaN: step, participants, the culprit, and where it shows; the checkpoint before it is good."
+    """One sample of one ECG is NaN: step, participants, the culprit, and where it shows; the checkpoint
+    before it is good.
+    """
     signals = np.array(pairs.signal_PLT)
     signals[3, 4] = np.nan
     bad = replace(pairs, signal_PLT=signals)
@@ -320,7 +331,11 @@ def test_exploding_weights_are_named(pairs):
         state.model.ecg_head.layers[1].weight[0, 0] = math.inf
     with pytest.raises(
         FloatingPointError,
-        match="none\nfirst output of the model that is not finite: ecg_head.layers.1\nweights that are not finite: ecg_head.layers.1.weight\nlargest gradients \\(the step before\\): [a-z_]+.*[0-9]",
+        match=(
+            "none\nfirst output of the model that is not finite: ecg_head.layers.1\nweights that are "
+            "not finite: ecg_head.layers.1.weight\nlargest gradients \\(the step before\\): "
+            "[a-z_]+.*[0-9]"
+        ),
     ):
         train_step(state, next(batches)[1], TINY, 30, ids[:4])
 
@@ -353,7 +368,9 @@ def test_early_stopping_is_refused_on_the_test_part(pairs):
 
 
 def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
-    "A metric that is best at step 9 of 36: the model that comes back has the loss of that evaluation and of no other, also after a resumed run."
+    """A metric that is best at step 9 of 36: the model that comes back has the loss of that evaluation and of
+    no other, also after a resumed run.
+    """
     cfg = replace(TINY, epochs=12, eval_every=1, keep_best="val_off", lr=3e-3)
 
     def score(model, val, cfg, n_batches):
@@ -392,7 +409,9 @@ def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
 
 
 def test_cached_run_is_the_plain_run(pairs):
-    "A whole training in micro-batches ends where the plain one ends, up to rounding; dropout is off, so no draw differs."
+    """A whole training in micro-batches ends where the plain one ends, up to rounding; dropout is off, so no
+    draw differs.
+    """
     plain, cached = (train(replace(TINY, micro_batch=m, batch_size=7, epochs=3), pairs) for m in (0, 2))
     assert (
         max(abs(a["loss"] - b["loss"]) for a, b in zip(plain.log, cached.log, strict=True) if "loss" in a)
@@ -419,7 +438,9 @@ def test_checkpointed_blocks_change_nothing(pairs):
 
 
 def test_memory_of_a_large_batch_is_that_of_its_micro_batch(pairs):
-    "What is held for the backward pass, counted: 16 times the micro-batch under 1.3 times its memory; the inputs are made micro-batch by micro-batch."
+    """What is held for the backward pass, counted: 16 times the micro-batch under 1.3 times its memory; the
+    inputs are made micro-batch by micro-batch.
+    """
     cfg = replace(TINY, micro_batch=0)
     part = pairs.take(np.arange(128) % 14)
     part.table["participant_id"] = [str(i) for i in range(128)]
@@ -436,7 +457,9 @@ def test_memory_of_a_large_batch_is_that_of_its_micro_batch(pairs):
 
 
 def test_infonce_in_blocks_holds_no_matrix():
-    "The loss of 6,000 pairs saves the embeddings for its backward pass, not 36 million similarities; value and gradients as the plain formula's."
+    """The loss of 6,000 pairs saves the embeddings for its backward pass, not 36 million similarities; value
+    and gradients as the plain formula's.
+    """
     torch.manual_seed(0)
     a = torch.randn(6000, 8, dtype=torch.float64, requires_grad=True)
     b = torch.randn(6000, 8, dtype=torch.float64, requires_grad=True)
@@ -499,7 +522,9 @@ def test_compiled_run_is_the_plain_run(pairs):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("micro_batch", [0, 3])
 def test_cuda_trains_and_resumes(pairs, tmp_path, precision, micro_batch):
-    "A few epochs on a GPU, cut by SIGTERM and gone on with: finite, complete, and near the losses of the CPU."
+    """A few epochs on a GPU, cut by SIGTERM and gone on with: finite, complete, and near the losses of the
+    CPU.
+    """
     cfg = replace(
         TINY,
         accelerator="cuda",

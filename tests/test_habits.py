@@ -26,7 +26,9 @@ def test_skips():
 
 @pytest.fixture
 def git(repo, tmp_path):
-    "A new repository with this one's attributes and nbdev's hooks, whose home is temporary too; returns its `git`."
+    """A new repository with this one's attributes and nbdev's hooks, whose home is temporary too; returns its
+    `git`.
+    """
     home = tmp_path / "home"
     top = tmp_path / "project"
     home.mkdir(), (top / "nbs").mkdir(parents=True)

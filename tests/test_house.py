@@ -1,4 +1,6 @@
-"The house rules: every notebook is held to every rule of `tests/house.py`, and every rule to a notebook that breaks it."
+"""The house rules: every notebook is held to every rule of `tests/house.py`, and every rule to a notebook
+that breaks it.
+"""
 
 import copy
 import json
@@ -181,7 +183,10 @@ GOOD = [
     ),
     (
         "code",
-        'test_eq(half(4., 500.), 2.)\ntest_fail(lambda: half(math.inf, 500.), contains="Pass a finite number")\nhalf(3., 500.)',
+        (
+            'test_eq(half(4., 500.), 2.)\ntest_fail(lambda: half(math.inf, 500.), contains="Pass a '
+            'finite number")\nhalf(3., 500.)'
+        ),
     ),
 ]
 EXPERIMENT = [
@@ -225,7 +230,10 @@ def changed(cells: list[tuple[str, str]], old: str, new: str) -> list[tuple[str,
 PAGE = [
     (
         "markdown",
-        "# Page\n\n> Figures.\n\n`papermill nbs/run.ipynb out.ipynb`, seed 1, 2026-01-31. A test-bed, never clinical evidence.",
+        (
+            "# Page\n\n> Figures.\n\n`papermill nbs/run.ipynb out.ipynb`, seed 1, 2026-01-31. A "
+            "test-bed, never clinical evidence."
+        ),
     ),
     ("code", "assert 1 + 1 == 2"),
 ]

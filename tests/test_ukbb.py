@@ -1,4 +1,6 @@
-"UK Biobank's forms, written by ukbb_files.py from the samples with every oddity that is known: exact values, clear errors, and nothing personal anywhere."
+"""UK Biobank's forms, written by ukbb_files.py from the samples with every oddity that is known: exact
+values, clear errors, and nothing personal anywhere.
+"""
 
 import io
 import logging
@@ -249,7 +251,9 @@ def parts(cine, k):
 
 
 def test_stack_comes_back(cine, zip_path):
-    "Slices by place, frames by time, spacing from places, pixels exact, times and RR of the middle slice; the affine gives every slice's own place."
+    """Slices by place, frames by time, spacing from places, pixels exact, times and RR of the middle slice;
+    the affine gives every slice's own place.
+    """
     study = write.short_axis(cine)
     got, notes = read_ukbb_cine(study.write(zip_path), "sax")
     by_depth = np.argsort(write.DEPTHS)
@@ -276,7 +280,9 @@ def test_stack_comes_back(cine, zip_path):
 
 @pytest.mark.parametrize("manifest", ["csv", "cvs", ""])
 def test_manifest_is_optional_and_shifted(cine, zip_path, manifest):
-    "With the date's comma in it, with its other suffix, and without; a series without a name in its images takes the manifest's."
+    """With the date's comma in it, with its other suffix, and without; a series without a name in its images
+    takes the manifest's.
+    """
     study = write.short_axis(cine)
     study.manifest = manifest
     if manifest:
@@ -359,7 +365,9 @@ def test_long_axes_in_one_series(cine, zip_path):
 
 
 def test_a_series_recorded_again(cine, zip_path):
-    "The last SeriesInstanceUID, in the order of numbers (10 after 9); one that was broken off does not count."
+    """The last SeriesInstanceUID, in the order of numbers (10 after 9); one that was broken off does not
+    count.
+    """
     study = write.short_axis(cine)
     study.of("CINE_segmented_SAX_b2").images[0].SeriesInstanceUID  # series ...1.2
     study.slice("CINE_segmented_SAX_b2", parts(cine, 6), 30.4, 800.0, cine.spacing_mm[1:], series=10)
@@ -409,7 +417,9 @@ def test_missing_frames(cine, zip_path, lost, name):
     ids=["whole", "frame of the middle", "frame of another", "a slice less"],
 )
 def test_middle_slice_alone(cine, zip_path, spoil):
-    "The pixels of the middle slice alone: the same frames, place, times and spacing as reading all and taking the middle."
+    """The pixels of the middle slice alone: the same frames, place, times and spacing as reading all and
+    taking the middle.
+    """
     study = write.short_axis(cine)
     spoil(study)
     study.write(zip_path)
@@ -425,7 +435,9 @@ def test_middle_slice_alone(cine, zip_path, spoil):
 
 
 def test_too_many_missing(cine, zip_path):
-    "A slice at the end of the stack without half of its frames is left out; a slice in the middle breaks the stack, and the longer part is kept."
+    """A slice at the end of the stack without half of its frames is left out; a slice in the middle breaks
+    the stack, and the longer part is kept.
+    """
     study = write.short_axis(cine)
     del study.of("CINE_segmented_SAX_b5").images[10:]
     got, notes = read_ukbb_cine(study.write(zip_path), "sax")
@@ -451,7 +463,9 @@ def test_single_slice_keeps_its_times(cine, zip_path):
 
 
 def test_pictures_of_other_sizes(cine, zip_path):
-    "More rows or fewer columns around the same heart: the pixels of the middle slice, unchanged where both are."
+    """More rows or fewer columns around the same heart: the pixels of the middle slice, unchanged where both
+    are.
+    """
     whole, _ = read_ukbb_cine(write.short_axis(cine).write(zip_path), "sax")
     study = write.short_axis(cine)
     (dy, dx) = cine.spacing_mm[1:]
@@ -774,7 +788,9 @@ def said_by(action):
 
 
 def test_nothing_personal(ecg, cine, tmp_path, caplog, capfd):
-    "Names, birth dates, identifiers and private tags are in no result, file, message, warning, log or print, whatever is wrong with the files."
+    """Names, birth dates, identifiers and private tags are in no result, file, message, warning, log or
+    print, whatever is wrong with the files.
+    """
     caplog.set_level(logging.DEBUG)
     (tmp_path / "in").mkdir(), (tmp_path / "out").mkdir()
     xml = tmp_path / "in" / "1000001_20205_2_0.xml"
