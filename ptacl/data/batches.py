@@ -32,7 +32,7 @@ from ptacl.config import TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
 from ptacl.data.cohort import MODALITIES, REPORT_COLUMNS, Cohort, read_cohort
-from ptacl.data.phase import plausible_es_ms
+from ptacl.data.phase import END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.store import (
     Column,
     Store,
@@ -120,10 +120,10 @@ def for_system(
         pairs = replace(pairs, target_PY=_target_columns(pairs.table, names))
     if "stacks" in cfg.needs and cfg.n_slices > 1:
         return replace(pairs, volume_PQZHW=Column(store, "volume_QZHW", store.rows), reads_cine=False)
-    if "ed_es" in cfg.needs and cfg.phase_map == "linear":
+    if "ed_es" in cfg.needs and canonical_phase(END_SYSTOLE, cfg.phase_map) is None:
         measured = store.quality()
-        es_phase = plausible_es_ms(measured.es_ms, measured.rr_ms) / measured.rr_ms
-        pairs = replace(pairs, es_phase_P=es_phase.to_numpy(np.float32))
+        es_phase_P = end_systole_phase(measured.es_ms.to_numpy(), measured.rr_ms.to_numpy(), cfg.phase_map)
+        pairs = replace(pairs, es_phase_P=es_phase_P.astype(np.float32))
     return pairs if "cine" in cfg.needs else replace(pairs, reads_cine=False)
 
 

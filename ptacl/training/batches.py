@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["StepBatch", "TrainingBatches"]
 
-# %% ../../nbs/training/25_batches.ipynb #315793af
+# %% ../../nbs/training/25_batches.ipynb #c94fe1ec
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from ptacl.core import BadInput
 from ptacl.data.augment import BatchGenerator, augment, augmentation_from_config
 from ptacl.data.batches import Batch, Pairs, draw_batch, epoch_order
 from ptacl.models.ecg_vit import draw_kept
+from ptacl.models.systems import system_entry
 from ptacl.training.distributed import own_rows
 
 
@@ -43,7 +44,7 @@ class StepBatch:
         return cls(participants=participants, rows=range(len(participants)), parts=[lambda: batch])
 
 
-# %% ../../nbs/training/25_batches.ipynb #185ad064
+# %% ../../nbs/training/25_batches.ipynb #970fa953
 class TrainingBatches:
     "The batches of a run, in order, as one process sees them."
 
@@ -67,8 +68,8 @@ class TrainingBatches:
         self.transforms = dict(ecg_transform=ecg_transform, cine_transform=cine_transform)
         self.start = start
         self.steps_per_epoch, self.batch_size = epoch_order(len(pairs), cfg.batch_size, cfg.seed, 0).shape
-        trained = cfg.system != "random"
-        self.n_steps = cfg.epochs * self.steps_per_epoch if trained else 0  # of the whole run
+        n_epochs = cfg.epochs if system_entry(cfg).trains else 0
+        self.n_steps = n_epochs * self.steps_per_epoch  # of the whole run
         self.rows = own_rows(self.batch_size, process, processes)
         if 2 * processes > self.batch_size:
             raise BadInput(

@@ -30,12 +30,14 @@ from torch import Tensor
 
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, seed_everything
-from ptacl.data.batches import Pairs, draw_batch, for_system
-from ptacl.evaluation.probe import METRICS, score_regression
-from ptacl.models.ptacl import Batch
+from ptacl.data.batches import Batch, Pairs, evaluation_batches, for_system
+from ptacl.evaluation.metrics import OF_TARGET, metrics_of
+from ptacl.evaluation.probe import score_regression
 from ptacl.models.saved import start_encoders
-from ptacl.models.systems import Supervised, build_system
-from ptacl.training.loop import best_row, embed_pairs, evaluate, fit
+from ptacl.models.supervised import Supervised
+from ptacl.models.systems import build_system
+from ptacl.training.loop import fit
+from ptacl.training.watch import best_row, embed_pairs, evaluate
 
 # %% ../../nbs/training/80_finetune.ipynb #04cc693b
 # kind of target -> what the validation part chooses by
@@ -43,10 +45,8 @@ KINDS = dict(phenotypes="val_loss_targets", conditions="val_loss_conditions")
 
 
 def finetune_config(
-    # settings of the run whose encoder is trained on (`load_config(folder/"config.json")`)
-    cfg: TrainConfig,
-    # its folder; "" = a fresh encoder: supervised from scratch, by the same recipe
-    ecg_init: str | Path,
+    cfg: TrainConfig,  # of the run whose encoder is trained on (`load_config(folder/"config.json")`)
+    ecg_init: str | Path,  # its folder; "" = a fresh encoder: supervised from scratch, by the same recipe
     targets: Sequence[str],  # columns of participants.tsv: phenotypes, or conditions of 0 and 1
     *,
     kind: str = "phenotypes",  # phenotypes (squared error) or conditions (cross-entropy)
@@ -94,7 +94,8 @@ def label_share(
     if not 0 < share <= 1:
         raise BadInput("share", f"is {share}", "Give a share above 0, up to 1")
     place_P = np.array([_place(p, f"label {seed}") for p in train.table.participant_id])
-    return train.take(np.sort(np.argsort(place_P, kind="stable")[: max(2, round(share * len(train)))]))
+    n = max(2, round(share * len(train)))
+    return train.take(np.sort(np.argsort(place_P, kind="stable")[:n]))
 
 
 def _place(participant_id: str, salt: str) -> float:
@@ -106,7 +107,7 @@ def _place(participant_id: str, salt: str) -> float:
 def validation_part(
     train: Pairs,  # labelled participants of the training part
     share: float = 0.2,  # of them that decide when to stop, (0, 1)
-    # those who are learned from, and those who are watched, at least 2 of each; marked train and val in `split`
+    # those who are learned from, and those who are watched, at least 2 each; marked train and val in `split`
 ) -> tuple[Pairs, Pairs]:
     "Put some of the training participants aside to choose by."
     if not 0 < share < 1:
@@ -120,10 +121,12 @@ def validation_part(
     order = np.argsort([_place(p, "validation") for p in train.table.participant_id], kind="stable")
     n = min(max(2, round(share * len(train))), len(train) - 2)
 
-    def marked(rows, name):
-        return (lambda p: replace(p, table=p.table.assign(split=name)))(train.take(np.sort(rows)))
-
-    return marked(order[n:], "train"), marked(order[:n], "val")
+    learn = train.take(np.sort(order[n:]))
+    watch = train.take(np.sort(order[:n]))
+    return (
+        replace(learn, table=learn.table.assign(split="train")),
+        replace(watch, table=watch.table.assign(split="val")),
+    )
 
 
 # %% ../../nbs/training/80_finetune.ipynb #2b65d4ad
@@ -182,22 +185,16 @@ def predict_targets(
 ) -> pd.DataFrame:
     "Predict phenotypes or conditions from the first window of each ECG."
     model = tuned.model.eval()
-    cfg = tuned.cfg
-    rows = []
     device = next(model.parameters()).device
     bare = replace(pairs, reads_cine=False, target_PY=None)
-    for chunk in np.split(np.arange(len(pairs)), range(cfg.batch_size, len(pairs), cfg.batch_size)):
-        batch = Batch(**draw_batch(bare, chunk, round(cfg.window_s * cfg.fs))).to(device)
+    rows = []
+    for batch in evaluation_batches(bare, tuned.cfg, device):
         if tuned.kind == "phenotypes":
             rows.append(model.predict(batch.signal_BLT, batch.lead_ok_BL))
         else:
-            rows.append(
-                torch.sigmoid(
-                    model.ecg_head(model.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)[1])
-                    + torch.logit(model.target_mean_Y)
-                )
-            )
-    names = [n.strip() for n in cfg.targets.split(",")]
+            ecg_BD = model.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)[1]
+            rows.append(torch.sigmoid(model.ecg_head(ecg_BD) + torch.logit(model.target_mean_Y)))
+    names = [n.strip() for n in tuned.cfg.targets.split(",")]
     return pd.DataFrame(torch.cat(rows).float().cpu().numpy().astype(float), columns=names)
 
 
@@ -205,39 +202,43 @@ def predict_targets(
 def finetune(
     cfg: TrainConfig,  # from `finetune_config`
     train: Pairs,  # participants to learn from
-    # participants to choose by, from `validation_part` or the val part; none of the test part
-    val: Pairs,
+    val: Pairs,  # participants to choose by, from `validation_part` or the val part; none of the test part
     *,
     checkpoint: Path | None = None,  # file to save to and to resume from; None = neither
     progress: bool = True,  # whether to show a bar
 ) -> FineTuned:  # the model and how it came about
     "Train an encoder on by phenotypes or conditions."
     kind = next((k for k, v in KINDS.items() if v == cfg.keep_best), None)
-    if cfg.system != "supervised" or kind is None:
+    if "targets" not in cfg.needs or kind is None:
         raise BadInput(
             "cfg",
             f"is of system {cfg.system!r} with keep_best {cfg.keep_best!r}",
             "Make it with `finetune_config`",
         )
     train, val = (for_system(p, None, cfg) for p in (train, val))
-    if kind == "conditions" and not np.isin(train.target_PY[np.isfinite(train.target_PY)], (0, 1)).all():
-        raise BadInput(
-            "participants.tsv", f"not all of {cfg.targets} are 0 or 1", "Fine-tune numbers as phenotypes"
-        )
+    known = train.target_PY[np.isfinite(train.target_PY)]
+    if kind == "conditions" and not np.isin(known, (0, 1)).all():
+        problem = f"not all of {cfg.targets} are 0 or 1"
+        raise BadInput("participants.tsv", problem, "Fine-tune numbers as phenotypes")
     seed_everything(cfg.seed)
     model = start_encoders(build_system(cfg), cfg)
-    own = (
-        dict(loss_of=condition_loss, score=_watch_conditions)
-        if kind == "conditions"
-        else dict(score=evaluate)
-    )
-    state = fit(cfg, model, train, val, checkpoint=checkpoint, progress=progress, **own)
-    return FineTuned(
-        getattr(state.model, "module", state.model).eval(),
+    is_condition = kind == "conditions"
+    state = fit(
         cfg,
-        kind,
-        pd.DataFrame(state.log),
-        best_row(state.log, cfg.keep_best)[0],
+        model,
+        train,
+        val,
+        checkpoint=checkpoint,
+        progress=progress,
+        loss_of=condition_loss if is_condition else None,
+        score=_watch_conditions if is_condition else evaluate,
+    )
+    return FineTuned(
+        model=getattr(state.model, "module", state.model).eval(),
+        cfg=cfg,
+        kind=kind,
+        log=pd.DataFrame(state.log),
+        best_step=best_row(state.log, cfg.keep_best)[0],
     )
 
 
@@ -259,30 +260,23 @@ def score_predictions(
             f"{len(predicted)} rows for {len(test)} participants",
             "Give the predictions of these participants, in their order.",
         )
+    metrics = metrics_of("regression")
     frames = []
     for name in predicted:
         if name not in units:
             raise BadInput(str(name), "has no unit for its errors", "Add it to `units`.")
         y = test[name].to_numpy(float)
-        known = np.isfinite(test[name].to_numpy(float))
+        known = np.isfinite(y)
         if known.sum() < 3:
-            scores = pd.DataFrame(dict(metric=METRICS, value=np.nan, low=np.nan, high=np.nan, chance=np.nan))
+            scores = pd.DataFrame(
+                dict(metric=list(metrics), value=np.nan, low=np.nan, high=np.nan, chance=np.nan)
+            )
         else:
-            scores = score_regression(
-                y[known],
-                predicted[name].to_numpy()[known],
-                float(train[name].mean()),
-                n_boot=n_boot,
-                seed=seed,
-            )
-        frames.append(
-            scores.assign(
-                phenotype=name,
-                unit=[units[name] if m == "MAE" else "" for m in scores.metric],
-                n=int(known.sum()),
-                n_train=int(train[name].notna().sum()),
-            )
-        )
-    return pd.concat(frames, ignore_index=True)[
-        ["phenotype", "unit", "n", "n_train", "metric", "value", "low", "high", "chance"]
-    ]
+            answers = predicted[name].to_numpy()[known]
+            mean = float(train[name].mean())
+            scores = score_regression(y[known], answers, mean, n_boot=n_boot, seed=seed)
+        unit = [units[name] if m.unit == OF_TARGET else m.unit for m in metrics.values()]
+        n_train = int(train[name].notna().sum())
+        frames.append(scores.assign(phenotype=name, unit=unit, n=int(known.sum()), n_train=n_train))
+    columns = ["phenotype", "unit", "n", "n_train", "metric", "value", "low", "high", "chance"]
+    return pd.concat(frames, ignore_index=True)[columns]

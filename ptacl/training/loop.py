@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["explain_failure", "train_step", "fit"]
 
-# %% ../../nbs/training/50_loop.ipynb #57840887
+# %% ../../nbs/training/50_loop.ipynb #f4572665
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from torch import Tensor
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.batches import Batch, Pairs
-from ptacl.models.objective import objective
+from ptacl.models.systems import objective
 from ptacl.training.batches import StepBatch, TrainingBatches
 from ptacl.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, start_state
 from ptacl.training.device import fabric_from_config
@@ -85,7 +85,7 @@ def _first_spoiled_output(model: torch.nn.Module, parts: Sequence[Batch]) -> str
     return names[0] if names else "none"
 
 
-# %% ../../nbs/training/50_loop.ipynb #b8fbc95d
+# %% ../../nbs/training/50_loop.ipynb #9935ccab
 def train_step(
     state: TrainState,  # is advanced by one step
     batch: StepBatch,  # of the step
@@ -117,8 +117,10 @@ def train_step(
 
     state.step += 1
     state.samples_seen += len(batch.participants)
-    row |= dict(lr=lr, grad_norm=grad_norm)
-    return row | dict(temperature=model.temperature.detach()) if hasattr(model, "temperature") else row
+    row = row | dict(lr=lr, grad_norm=grad_norm)
+    if hasattr(model, "temperature"):
+        row["temperature"] = model.temperature.detach()
+    return row
 
 
 def _forward(

@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "DECODER_SIZES",
     "PretrainConfig",
     "train_settings",
     "load_recordings",
@@ -20,16 +19,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ptacl.config import Parameters, TrainConfig
-from ptacl.core import BadInput
-from ptacl.data.batches import Pairs, draw_batch, load_data
+from ptacl.config import DataConfig, Preparation, TrainConfig
+from ptacl.data.batches import Batch, Pairs, evaluation_batches, load_data
 from ptacl.data.cohort import Cohort
-from ptacl.models.cine import CINE_SIZES, CineEncoder
+from ptacl.models.encoders import cine_encoder_from_config, ecg_encoder_from_config, preset_of
 from ptacl.models.masked import (
     MaskedCine,
     MaskedECG,
@@ -38,41 +35,27 @@ from ptacl.models.masked import (
     reconstruction_errors,
     trivial_errors,
 )
-from ptacl.models.ptacl import Batch, ecg_encoder_from_config
 from ptacl.models.saved import described_parts
 from ptacl.models.weights import save_weights
+from ptacl.parameters import check_rules
+from ptacl.training.checkpoint import TrainState
 from ptacl.training.distributed import gather
-from ptacl.training.loop import TrainState, fit
+from ptacl.training.loop import fit
+from ptacl.training.watch import embed_pairs
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #a55cb802
 @dataclass(frozen=True)
-class PretrainConfig(Parameters):
+class PretrainConfig(Preparation, DataConfig):
     "Every setting of one pre-training run."
 
-    # --- data
-    data: str = (
-        ""  # cohort folder with participants.tsv, or a store made by prepare.ipynb, or empty for data_samples
-    )
-    out: str = ""  # run folder, resumed if it holds an unfinished run, or empty for a folder below _runs (or $PTACL_RUNS), chosen by the settings
-    modality: str = "ecg"  # what is pre-trained: ecg or cine (participants without the other one take part)
-    fs: float = 500.0  # sampling rate the ECG is brought to, Hz
-    mains_hz: float = 50.0  # mains frequency removed from the ECG, Hz
-    window_s: float = 5.0  # ECG window: random in training, the first in evaluation, s
-    n_frames: int = 25  # frames a cine is resampled to, evenly over the cycle
-    pixel_mm: float = 2.5  # in-plane pixel size a cine is resampled to, mm
-    crop_px: int = 64  # side of the square crop around the heart, pixels
-    phase_map: str = (
-        "systole"  # how a store was prepared, pre-training itself uses no phases: systole or linear
-    )
     # --- model
+    modality: str = "ecg"  # what is pre-trained: ecg or cine (participants without the other take part)
     preset: str = "tiny"  # sizes of encoder and decoder: tiny, small or paper
     mask_ratio: float = 0.75  # share of the patches (places of a frame) that is hidden
     tube_frames: int = 0  # cine only: successive frames that hide the same places, 0 is all
     normalise_targets: bool = False  # whether each patch is rebuilt with mean 0 and variance 1
-    correlation_weight: float = (
-        0.0  # share of the correlation term, (1 - w) * MSE + w * (1 - r), MMCL has 0.1
-    )
+    correlation_weight: float = 0.0  # share w of the correlation: (1 - w) * MSE + w * (1 - r), MMCL has 0.1
     # --- augmentation
     frame_roll: bool = True  # start each training cine at a random frame
     shift_px: int = 4  # largest random shift of a training cine, pixels, each way
@@ -84,7 +67,7 @@ class PretrainConfig(Parameters):
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm
-    average_pairs: int = 0  # horizon of a running mean of the weights, which then is what is evaluated and kept, recordings, or 0 for none
+    average_pairs: int = 0  # horizon of a running mean of the weights, kept in the end, recordings, 0 is none
     # --- run
     seed: int = 0  # of initialisation, batches, windows and masks
     accelerator: str = "auto"  # auto, cpu or cuda
@@ -97,14 +80,16 @@ class PretrainConfig(Parameters):
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
 
     def __post_init__(self) -> None:  # raises BadInput
-        for holds, name, remedy in [
-            (self.modality in ("ecg", "cine"), "modality", "Choose ecg or cine"),
-            (0 < self.mask_ratio < 1, "mask_ratio", "Give a share between 0 and 1"),
-            (0 <= self.correlation_weight <= 1, "correlation_weight", "Give a share from 0 to 1"),
-            (self.tube_frames >= 0, "tube_frames", "Give 0 or more"),
-        ]:
-            if not holds:
-                raise BadInput("parameters", f"`{name}` is {getattr(self, name)!r}", remedy)
+        super().__post_init__()
+        check_rules(
+            self,
+            [
+                (self.modality in ("ecg", "cine"), "modality", "Choose ecg or cine"),
+                (0 < self.mask_ratio < 1, "mask_ratio", "Give a share between 0 and 1"),
+                (0 <= self.correlation_weight <= 1, "correlation_weight", "Give a share from 0 to 1"),
+                (self.tube_frames >= 0, "tube_frames", "Give 0 or more"),
+            ],
+        )
         train_settings(self)
 
 
@@ -113,12 +98,10 @@ def train_settings(
     cfg: "PretrainConfig",  # settings of a pre-training run
 ) -> TrainConfig:  # what the training loop reads of them
     "The training settings that belong to a pre-training run."
-    own = asdict(cfg)
     known = {f.name for f in fields(TrainConfig)}
-    return TrainConfig(
-        **{k: v for k, v in own.items() if k in known}
-        | dict(local_weight=0.0, noise_mv=0.0, ecg_keep=1 - cfg.mask_ratio if cfg.modality == "ecg" else 1.0)
-    )
+    shared = {k: v for k, v in asdict(cfg).items() if k in known}
+    ecg_keep = 1 - cfg.mask_ratio if cfg.modality == "ecg" else 1.0
+    return TrainConfig(**shared | dict(local_weight=0.0, noise_mv=0.0, ecg_keep=ecg_keep))
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #54ddb77b
@@ -132,32 +115,23 @@ def load_recordings(
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #84990d95
-DECODER_SIZES = dict(tiny=(64, 1), small=(192, 2), paper=(512, 8))  # width and blocks
-
-
 def masked_model_from_config(
-    # uses modality, preset, mask_ratio, tube_frames, normalise_targets and the sizes of the inputs
-    cfg: PretrainConfig,
+    cfg: PretrainConfig,  # uses modality, preset, mask_ratio, tube_frames, normalise_targets, sizes of inputs
 ) -> MaskedECG | MaskedCine:  # with freshly initialised weights
     "Build the masked model that a configuration describes."
-    width, depth = DECODER_SIZES[cfg.preset]
+    decoder = preset_of(cfg).decoder
     how = dict(
         mask_ratio=cfg.mask_ratio,
-        decoder_dim=width,
-        decoder_depth=depth,
+        decoder_dim=decoder.dim,
+        decoder_depth=decoder.depth,
         normalise_targets=cfg.normalise_targets,
     )
     if cfg.modality == "ecg":
         return MaskedECG(ecg_encoder_from_config(train_settings(cfg)), **how)
-    return MaskedCine(
-        CineEncoder(cfg.n_frames, cfg.crop_px, **asdict(CINE_SIZES[cfg.preset])),
-        tube_frames=cfg.tube_frames,
-        **how,
-    )
+    return MaskedCine(cine_encoder_from_config(train_settings(cfg)), tube_frames=cfg.tube_frames, **how)
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #2450bbcf
-@torch.no_grad()
 def masked_errors(
     model: torch.nn.Module,  # masked model, set up by Fabric or not
     pairs: Pairs,  # recordings
@@ -165,15 +139,7 @@ def masked_errors(
     n_batches: int | None = None,  # only the first so many batches
 ) -> MaskedErrors:  # of each recording, on the CPU
     "Errors of rebuilding every recording."
-    was_training = model.training
-    device = next(model.parameters()).device
-    model.eval()
-    chunks = np.split(np.arange(len(pairs)), range(cfg.batch_size, len(pairs), cfg.batch_size))[:n_batches]
-    outs = [
-        model(Batch(**draw_batch(pairs, rows, round(cfg.window_s * cfg.fs))).to(device)) for rows in chunks
-    ]
-    model.train(was_training)
-    return MaskedErrors(*(torch.cat(x).float().cpu() for x in zip(*outs, strict=True)))
+    return embed_pairs(model, pairs, cfg, n_batches)
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #f711af0c
@@ -185,37 +151,24 @@ def reconstruction_table(
     # mean square error and correlation of each prediction, over hidden values
 ) -> pd.DataFrame:
     "The model's error beside those of trivial predictions."
-    rows = []
     device = next(model.parameters()).device
     model.eval()
-    for start in range(0, len(pairs), cfg.batch_size):
-        batch = Batch(
-            **draw_batch(
-                pairs, np.arange(start, min(start + cfg.batch_size, len(pairs))), round(cfg.window_s * cfg.fs)
-            )
-        ).to(device)
-        out = model.reconstruct(batch)
-        errors = reconstruction_errors(out)
+    rows = []
+    for batch in evaluation_batches(pairs, cfg, device):
+        rebuilt = model.reconstruct(batch)
+        errors = reconstruction_errors(rebuilt)
         n = float(errors.values_B.sum())
-        rows.append(
-            {
-                "n": n,
-                "masked model": float(errors.squared_B.sum()) / n,
-                "correlation": float(errors.correlation_B.mean()) * len(batch.signal_BLT),
-            }
-            | trivial_errors(out)
-        )
-    total = pd.DataFrame(rows)
-    mse = {
-        k: float((total[k] * total.n).sum() / total.n.sum())
-        for k in total.columns
-        if k not in ("n", "correlation")
-    }
-    return (
-        pd.DataFrame(dict(mse=mse, correlation={"masked model": total.correlation.sum() / len(pairs)}))
-        .loc[["masked model", "mean of the patch", "zero"]]
-        .rename_axis("prediction")
-    )
+        row = {
+            "n": n,
+            "masked model": float(errors.squared_B.sum()) / n,
+            "correlation": float(errors.correlation_B.mean()) * len(batch.signal_BLT),
+        }
+        rows.append(row | trivial_errors(rebuilt))
+    of_batch = pd.DataFrame(rows)
+    names = ["masked model", "mean of the patch", "zero"]
+    mse = {k: float((of_batch[k] * of_batch.n).sum() / of_batch.n.sum()) for k in names}
+    correlation = {"masked model": of_batch.correlation.sum() / len(pairs)}
+    return pd.DataFrame(dict(mse=mse, correlation=correlation)).loc[names].rename_axis("prediction")
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #9dbaba5d
@@ -237,12 +190,9 @@ def pretrain(
 
     def score(model: torch.nn.Module, pairs: Pairs, _, n_batches: int | None) -> dict[str, float]:
         "Masked loss of held-out recordings."
-        return {
-            f"val_{k}": float(v)
-            for k, v in masked_loss(masked_errors(model, pairs, cfg, n_batches), cfg.correlation_weight)[
-                1
-            ].items()
-        }
+        errors = masked_errors(model, pairs, cfg, n_batches)
+        parts = masked_loss(errors, cfg.correlation_weight)[1]
+        return {f"val_{k}": float(v) for k, v in parts.items()}
 
     return fit(
         train_settings(cfg),

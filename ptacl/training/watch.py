@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["embed_pairs", "evaluate", "best_row", "check_best", "Journal"]
 
-# %% ../../nbs/training/45_watch.ipynb #cc4f3482
+# %% ../../nbs/training/45_watch.ipynb #5b97afb2
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ from ptacl.config import TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.batches import Pairs, evaluation_batches
 from ptacl.data.phase import phase_distance
-from ptacl.models.objective import objective
-from ptacl.models.ptacl import Embeddings
+from ptacl.models.system import Embeddings
+from ptacl.models.systems import objective
 from ptacl.training.batches import TrainingBatches
 from ptacl.training.checkpoint import TrainState
 from ptacl.training.large_batch import take_rows
