@@ -15,7 +15,7 @@ from ptacl.config import TrainConfig
 from ptacl.core import BadInput, entry_of
 
 
-# %% ../../nbs/training/55_log_sinks.ipynb #2bc6a072
+# %% ../../nbs/training/55_log_sinks.ipynb #5b761e15
 class OpenSink(Protocol):
     "A sink of one run."
 
