@@ -1,1 +1,1 @@
-"How a system is trained: batches of a run, device and processes, optimiser, checkpoint, loop, log, run folder; pre-training and fine-tuning by the same loop."
+"How a system is trained: batches, device, optimiser, checkpoint, loop, log; pre-training and fine-tuning."
