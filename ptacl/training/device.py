@@ -18,7 +18,7 @@ from ptacl.models.layers import Block
 from ptacl.training.distributed import StartedDDP, check_processes
 
 
-# %% ../../nbs/training/15_device.ipynb #5e767ad6
+# %% ../../nbs/training/15_device.ipynb #ba9efb97
 def fabric_from_config(
     cfg: TrainConfig,  # uses accelerator, precision, devices, nodes
 ) -> Fabric:  # one device a process; processes started together share ranks
@@ -28,8 +28,11 @@ def fabric_from_config(
     if device == "auto":
         device = "cuda" if has_gpu else "cpu"
     if device == "cuda" and not has_gpu:
-        problem = "`accelerator` is 'cuda', but torch sees no GPU"
-        raise BadInput("parameters", problem, "Use accelerator cpu, or a CUDA build of torch")
+        raise BadInput(
+            "parameters",
+            "`accelerator` is 'cuda', but torch sees no GPU",
+            "Use accelerator cpu, or a CUDA build of torch",
+        )
     if device == "cpu" and cfg.precision == "16-mixed":
         raise BadInput("parameters", "`precision` is '16-mixed' on a CPU", "Use bf16-mixed or 32-true there")
     check_processes(cfg.devices * cfg.nodes)

@@ -150,7 +150,7 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return int(np.random.SeedSequence((seed, step, 3, process)).generate_state(1, np.uint64)[0] >> 1)
 
 
-# %% ../../nbs/training/50_loop.ipynb #765d2bd6
+# %% ../../nbs/training/50_loop.ipynb #b90cc0d2
 def fit(
     cfg: TrainConfig,  # settings of the run
     model: torch.nn.Module,  # freshly built
@@ -240,8 +240,7 @@ def _keep_if_best(state: TrainState, cfg: TrainConfig, checkpoint: Path | None) 
     best = best_row(state.log, cfg.keep_best) if cfg.keep_best else None
     if best is None or best[0] != state.step:
         return
-    weights = (state.mean or state.model).state_dict()
-    state.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
+    state.best = {k: v.detach().cpu().clone() for k, v in (state.mean or state.model).state_dict().items()}
     if checkpoint is not None:
         save_checkpoint(state, cfg, Path(checkpoint).with_name("best.ckpt"))
 

@@ -15,13 +15,13 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-import ptacl
 from ptacl.config import TrainConfig, load_config, save_config
 from ptacl.core import BadInput, write_atomic
 from ptacl.training.checkpoint import HARMLESS
@@ -32,7 +32,7 @@ from ptacl.training.device import fabric_from_config
 def environment() -> dict[str, object]:  # name -> version or description
     "Versions and hardware that a result depends on."
 
-    package_dir = Path(ptacl.__file__).parent
+    package_dir = Path(find_spec("ptacl").origin).parent
     git = subprocess.run(
         ["git", "-C", package_dir, "describe", "--always", "--dirty"],
         capture_output=True,
