@@ -176,9 +176,7 @@ class TrainConfig(TaskConfig):
     cine_keep: float = 1.0  # share of the frames of a cine, drawn anew, that a training step looks at
     layer_decay: float = 1.0  # factor on the learning rate from a layer to the one below, 1 is the same rate
     micro_batch: int = 0  # pairs embedded at a time to save memory (the loss sees the batch), 0 is all
-    keep_best: str = (
-        ""  # metric of val that chooses the final weights, as val_loss_global, or empty for the last
-    )
+    keep_best: str = ""  # metric of val that chooses the weights, as val_loss_global, or empty for the last
     patience: int = 0  # evaluations without a better keep_best after which training stops, 0 is never
     # --- run
     seed: int = 0  # of initialisation, batches, windows and rolls

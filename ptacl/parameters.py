@@ -201,6 +201,7 @@ def field_meanings(
         if "_source_file" not in vars(k):
             continue
         source = "".join(linecache.getlines(k._source_file))
-        body = re.split(rf"class {k.__name__}\b.*?:\n", source)[1].split("    def ")[0]
+        rest = re.split(rf"class {k.__name__}\b.*?:\n", source)[1]
+        body = re.split(r"^(?=\S)|^    (?:def|@)", rest, maxsplit=1, flags=re.MULTILINE)[0]
         found |= re.findall(r"^    (\w+): \w+(?: = [^#]*?)?  # (.+)$", body, re.MULTILINE)
     return found
