@@ -6,6 +6,7 @@
 __all__ = [
     "Preparation",
     "preparation_of",
+    "differing",
     "same_preparation",
     "DataConfig",
     "TaskConfig",
@@ -81,6 +82,19 @@ def preparation_of(
     return Preparation(**{n: v for n, v in settings.items() if n in names})
 
 
+# %% ../nbs/top/10_config.ipynb #57ac6cfe
+def differing(
+    a: Mapping[str, object] | Preparation,  # settings, or what inherits `Preparation`
+    b: Mapping[str, object] | Preparation,  # others
+    which: Iterable[str] | None = None,  # settings that are compared; None = all of them
+) -> list[tuple[str, object, object]]:  # name, value in `a`, value in `b`
+    "The settings in which two preparations differ."
+    a = preparation_of(a)
+    b = preparation_of(b)
+    names = [f.name for f in fields(Preparation)] if which is None else which
+    return [(n, getattr(a, n), getattr(b, n)) for n in names if getattr(a, n) != getattr(b, n)]
+
+
 # %% ../nbs/top/10_config.ipynb #c0a07a42
 def same_preparation(
     a: Mapping[str, object] | Preparation,  # of what is there: a store, an encoder, a run
@@ -92,17 +106,12 @@ def same_preparation(
     another: str = "take another",  # what else can be done than to change `b`
 ) -> None:  # nothing; raises `BadInput` with the setting, both values and the remedy
     "Refuse two preparations that differ."
-    there = preparation_of(a)
-    wanted = preparation_of(b)
-    for name in [f.name for f in fields(Preparation)] if which is None else which:
-        had = getattr(there, name)
-        want = getattr(wanted, name)
-        if had != want:
-            raise BadInput(
-                a_name,
-                f"was prepared with {name} = {had!r}, not {want!r}",
-                f"Train with {name} = {had!r}, or {another} with {name} = {want!r}, as {b_name} has it",
-            )
+    for name, had, want in differing(a, b, which):
+        raise BadInput(
+            a_name,
+            f"was prepared with {name} = {had!r}, not {want!r}",
+            f"Train with {name} = {had!r}, or {another} with {name} = {want!r}, as {b_name} has it",
+        )
 
 
 # %% ../nbs/top/10_config.ipynb #020e09fe
