@@ -81,12 +81,12 @@ class Cell:
     @cached_property
     def tree(self) -> ast.Module:
         "The syntax tree, magics left out."
-        return ast.parse("\n".join("" if MAGIC.match(l) else l for l in self.source.splitlines()))
+        return ast.parse("\n".join("" if MAGIC.match(line) else line for line in self.source.splitlines()))
 
     @property
     def lines(self) -> int:
         "Non-blank lines that are not directives."
-        return sum(bool(l.strip()) and not l.startswith("#|") for l in self.source.splitlines())
+        return sum(bool(line.strip()) and not line.startswith("#|") for line in self.source.splitlines())
 
     @cached_property
     def comments(self) -> dict[int, str]:
@@ -95,7 +95,7 @@ class Cell:
         return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
 
     def __str__(self) -> str:
-        first = next((l for l in self.source.splitlines() if l.strip() and not l.startswith("#|")), "")
+        first = next((x for x in self.source.splitlines() if x.strip() and not x.startswith("#|")), "")
         return f"cell {self.number} ({first.strip()[:60]})"
 
 
@@ -258,7 +258,7 @@ def opening(nb: Notebook) -> Iterator[str]:
         yield "no `> sentence` under the title"
     elif not lines[2].rstrip().endswith("."):
         yield f"the sentence has no full stop: {lines[2]}"
-    more = sum(bool(l.strip()) for l in lines[3:])
+    more = sum(bool(line.strip()) for line in lines[3:])
     if nb.kind == "library" and not 2 <= more <= 6:
         yield f"{more} lines under the sentence, 2-6 are asked for"
 
@@ -494,31 +494,38 @@ def documented(nb: Notebook) -> Iterator[str]:
     """
     for c in nb.exports:
         for cls in [n for n in c.tree.body if isinstance(n, ast.ClassDef) and is_public(n.name)]:
-            yield from (f"{cls.name}: {p}" for p in docstring_problems(cls))
-            if any("dataclass" in ast.unparse(d) for d in cls.decorator_list):
-                for n in cls.body:
-                    if (
-                        isinstance(n, ast.AnnAssign)
-                        and is_public(n.target.id)
-                        and not meaning(c, n.lineno, set())
-                    ):
-                        yield f"{cls.name}.{n.target.id}: no comment that tells what it is"
+            yield from class_problems(c, cls)
         for name, f, is_method in functions_of(c):
-            if f.name != "__init__":
-                yield from (f"{name}: {p}" for p in docstring_problems(f))
-            args = parameters_of(f, is_method)
-            taken = [a.lineno for a in args] + ([f.returns.lineno] if f.returns else [])
-            for a in args:
-                if a.annotation is None:
-                    yield f"{name}: `{a.arg}` has no type"
-                if taken.count(a.lineno) > 1:
-                    yield f"{name}: `{a.arg}` shares its line, so its comment is nobody's"
-                elif not meaning(c, a.lineno, set(taken)):
-                    yield f"{name}: `{a.arg}` has no comment"
-            if f.returns is None:
-                yield f"{name}: no return type"
-            elif ast.unparse(f.returns) != "None" and not meaning(c, f.returns.lineno, set(taken)):
-                yield f"{name}: no comment on what it returns"
+            yield from (f"{name}: {p}" for p in function_problems(c, f, is_method))
+
+
+def class_problems(c: Cell, cls: ast.ClassDef) -> Iterator[str]:
+    "What is wrong with the docstring of a class, and with the fields of a dataclass."
+    yield from (f"{cls.name}: {p}" for p in docstring_problems(cls))
+    if not any("dataclass" in ast.unparse(d) for d in cls.decorator_list):
+        return
+    for n in cls.body:
+        if isinstance(n, ast.AnnAssign) and is_public(n.target.id) and not meaning(c, n.lineno, set()):
+            yield f"{cls.name}.{n.target.id}: no comment that tells what it is"
+
+
+def function_problems(c: Cell, f: ast.FunctionDef, is_method: bool) -> Iterator[str]:
+    "What is wrong with a docstring and with what is said of parameters and return."
+    if f.name != "__init__":
+        yield from docstring_problems(f)
+    args = parameters_of(f, is_method)
+    taken = [a.lineno for a in args] + ([f.returns.lineno] if f.returns else [])
+    for a in args:
+        if a.annotation is None:
+            yield f"`{a.arg}` has no type"
+        if taken.count(a.lineno) > 1:
+            yield f"`{a.arg}` shares its line, so its comment is nobody's"
+        elif not meaning(c, a.lineno, set(taken)):
+            yield f"`{a.arg}` has no comment"
+    if f.returns is None:
+        yield "no return type"
+    elif ast.unparse(f.returns) != "None" and not meaning(c, f.returns.lineno, set(taken)):
+        yield "no comment on what it returns"
 
 
 def docstring_problems(node: ast.FunctionDef | ast.ClassDef) -> Iterator[str]:

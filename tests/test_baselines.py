@@ -66,10 +66,8 @@ def test_features_follow_the_truth(cohort, feature, column, least_r, largest_bia
     found = features[feature][who]
     true = truth[column][who]
     print(
-
-            f"{feature}: r {found.corr(true):.3f}, median error {(found - true).median():+.1f}, SD "
-            f"{(found - true).std():.1f} {FEATURE_UNITS[feature]}, {found.notna().mean():.0%} found"
-
+        f"{feature}: r {found.corr(true):.3f}, median error {(found - true).median():+.1f}, SD "
+        f"{(found - true).std():.1f} {FEATURE_UNITS[feature]}, {found.notna().mean():.0%} found"
     )
     assert (
         found.corr(true) > least_r

@@ -112,7 +112,8 @@ def test_page(driver, site, page, width, theme):
     """Every picture is drawn, nothing is wider than the page, nothing is fetched from elsewhere, no script
     fails.
     """
-    requests(driver), driver.get_log("browser")
+    requests(driver)
+    driver.get_log("browser")
     show(driver, site, page, width, theme)
     sizes = driver.execute_script(
         """for (const i of document.images) i.loading = 'eager'; return

@@ -68,10 +68,8 @@ def test_command_embeds_a_folder(repo, run, encoder, tmp_path):
                 p := sample_path("ecg", f"sim-{k:04}.{suffix}"), folder / ("below" if k == 4 else "") / p.name
             )
     (folder / "bad.xml").write_text(
-
-            f"<RestingECG><PatientDemographics><PatientLastName>{SECRET}"
-            "</PatientLastName></PatientDemographics></RestingECG>"
-
+        f"<RestingECG><PatientDemographics><PatientLastName>{SECRET}"
+        "</PatientLastName></PatientDemographics></RestingECG>"
     )
     (folder / "cut.hea").write_text((folder / "sim-0001.hea").read_text().replace("sim-0001", "cut"))
     (folder / "notes.txt").write_text(SECRET)

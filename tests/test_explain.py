@@ -117,7 +117,8 @@ def test_rollout_of_a_mean_pooled_encoder(prepared):
     model.ecg_encoder = ECGEncoder(500, dim=32, depth=2, heads=4, pool="mean").eval()
     with torch.no_grad():
         for block in model.ecg_encoder.blocks:
-            block.attention.qkv.weight.zero_(), block.attention.qkv.bias.zero_()
+            block.attention.qkv.weight.zero_()
+            block.attention.qkv.bias.zero_()
     N = 121
     rolled = attention_rollout(model, batch.signal_BLT, torch.ones(2, 12, dtype=torch.bool))
     assert torch.allclose(rolled, torch.full((2, 12, 10), (1 - (1 - 0.25) / N) / (N - 1)), atol=1e-7)

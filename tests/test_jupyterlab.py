@@ -86,11 +86,9 @@ class Lab:
     def later(self, body: str) -> object:
         "Run JavaScript that waits; `panel` is the notebook in front."
         answer = self.driver.execute_async_script(
-
-                "const done = arguments[arguments.length-1], panel = jupyterapp.shell.currentWidget; "
-                f"(async () => {{ {body} }})().then(v => done({{value: v}}), e => done({{error: "
-                f"String(e)}}))"
-
+            "const done = arguments[arguments.length-1], panel = jupyterapp.shell.currentWidget; "
+            f"(async () => {{ {body} }})().then(v => done({{value: v}}), e => done({{error: "
+            f"String(e)}}))"
         )
         assert "error" not in answer, answer
         return answer["value"]
@@ -191,10 +189,8 @@ def start_browser(profile: Path, width: int = 1400, height: int = 1000):
     chromium, chromedriver = (shutil.which(name) for name in ("chromium", "chromedriver"))
     if not chromium or not chromedriver:
         pytest.skip(
-
-                f"no {'chromium' if not chromium else 'chromedriver'} here: apt-get install chromium "
-                "chromium-driver"
-
+            f"no {'chromium' if not chromium else 'chromedriver'} here: apt-get install chromium "
+            "chromium-driver"
         )
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
@@ -250,12 +246,11 @@ def test_train_runs_to_its_last_figure(lab):
     assert shown[0] > 400 and shown[1] > 300  # pixels: the probe's figure, on the screen
     assert (
         lab.driver.execute_script(
-
-                "return "
-                'jupyterapp.shell.currentWidget.content.node.querySelectorAll(\'[data-mime-type="application/vnd.jupyter.stderr"] '
-                ".ansi-red-fg, "
-                '.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]\').length'
-
+            "return "
+            "jupyterapp.shell.currentWidget.content.node.querySelectorAll("
+            '\'[data-mime-type="application/vnd.jupyter.stderr"] '
+            ".ansi-red-fg, "
+            '.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]\').length'
         )
         == 0
     )

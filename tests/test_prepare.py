@@ -1,6 +1,7 @@
 """prepare.ipynb and what it does with a cohort in which forty participants are spoiled, each in another way.
 
-The prepared store holds everybody else, the report says of each of the forty what is wrong, and nothing else has changed.
+The prepared store holds everybody else, the report says of each of the forty what is wrong, and nothing
+else has changed.
 """
 
 import hashlib
@@ -410,10 +411,8 @@ def prepared(tmp_path_factory) -> Prepared:
     cohort = read_source(folder)
     out = top / "store"
     settings = settings_of(CFG)
-    parts = out / (
-        "parts-"
-        f"{hashlib.sha256(json.dumps([ptacl.data.store.PREPARATION, settings], sort_keys=True).encode()).hexdigest()[:8]}"
-    )
+    prepared_by = json.dumps([ptacl.data.store.PREPARATION, settings], sort_keys=True)
+    parts = out / f"parts-{hashlib.sha256(prepared_by.encode()).hexdigest()[:8]}"
     full = hashlib.sha256(
         json.dumps(
             [faults["disk full"], f"ecg/{faults['disk full']}", f"cine/{faults['disk full']}.nii.gz"]

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import PROGRAMS
 
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, samples_dir, seed_everything
@@ -70,16 +71,7 @@ def files(folder) -> dict[str, bytes]:
 
 # ---- the same bytes
 
-RUN = """
-import sys
-from dataclasses import replace
-from ptacl.data.cohort import read_cohort
-from ptacl.core import samples_dir
-from ptacl.data.store import PrepareConfig, prepare_cohort
-whole = read_cohort(samples_dir())
-print("ready", flush=True)
-prepare_cohort(replace(whole, table=whole.table.head(24)), sys.argv[1], PrepareConfig(n_frames=8, crop_px=32, workers=int(sys.argv[2]), shard_size=10), progress=False)
-"""
+RUN = (PROGRAMS / "prepare_store.py").read_text(encoding="utf-8")
 
 
 def killed(folder, workers: int, when) -> bool:
@@ -386,21 +378,7 @@ def test_workers_get_no_arrays(store):
 
 # ---- forty thousand
 
-MEASURE = """
-import sys, time, json
-from ptacl.data.batches import draw_batch, load_data
-from ptacl.config import TrainConfig
-import numpy as np, ptacl.training.loop
-def anonymous(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])/1024
-cfg, start, cpu, before = TrainConfig(n_frames=50, crop_px=80), time.perf_counter(), time.process_time(), anonymous()
-_, pairs, _ = load_data(sys.argv[1], cfg)
-train = pairs.split("train")
-batch = draw_batch(train, np.arange(16)*len(train)//16, 2500)
-first, first_cpu, opened = time.perf_counter()-start, time.process_time()-cpu, anonymous()
-rng = np.random.default_rng(0)
-for _ in range(10): batch = draw_batch(train, rng.integers(0, len(train), 64), 2500)
-print(json.dumps(dict(n=len(pairs), first_s=first, first_cpu_s=first_cpu, opened_mb=opened-before, drawn_mb=anonymous()-opened)))
-"""
+MEASURE = (PROGRAMS / "measure_store.py").read_text(encoding="utf-8")
 
 
 def measure(folder) -> dict:

@@ -1,6 +1,9 @@
-"""Writers of files in UK Biobank's forms, with every oddity that is known of them. Everything personal in them is planted, so that a test can look for it.
+"""Writers of files in UK Biobank's forms, with every oddity that is known of them. Everything personal in
+them is planted, so that a test can look for it.
 
-`ecg_xml` writes field 20205, `CineStudy` fields 20208 and 20209, `phenotype_table` the tables. Nothing here is imported by the library."""
+`ecg_xml` writes field 20205, `CineStudy` fields 20208 and 20209, `phenotype_table` the tables. Nothing here
+is imported by the library.
+"""
 
 import io
 import zipfile
@@ -94,7 +97,8 @@ def ecg_xml(
 
     def head(n):
         return (
-            f'<SampleRate units="Hz">{ecg.fs:g}</SampleRate>\n<ChannelSampleCountTotal>{n}</ChannelSampleCountTotal>\n'
+            f'<SampleRate units="Hz">{ecg.fs:g}</SampleRate>\n'
+            f"<ChannelSampleCountTotal>{n}</ChannelSampleCountTotal>\n"
             f'<Resolution units="uVperLsb">{step_uv:g}</Resolution>\n'
         )
 
@@ -124,8 +128,10 @@ def ecg_xml(
         )
     patient = (
         (
-            f'<PatientInfo><PID>{PERSON["pid"]}</PID><Name><FamilyName>{PERSON["name"]}</FamilyName><GivenName>{PERSON["first"]}</GivenName></Name><Age units="years">65</Age>'
-            f"<BirthDateTime><Day>12</Day><Month>4</Month><Year>1951</Year><Text>1951-04-12</Text></BirthDateTime><Gender>FEMALE</Gender><Comment>Fr\xe4ulein, {PERSON['comment']}</Comment></PatientInfo>"
+            f"<PatientInfo><PID>{PERSON['pid']}</PID><Name><FamilyName>{PERSON['name']}</FamilyName>"
+            f'<GivenName>{PERSON["first"]}</GivenName></Name><Age units="years">65</Age>'
+            "<BirthDateTime><Day>12</Day><Month>4</Month><Year>1951</Year><Text>1951-04-12</Text></BirthDateTime>"
+            f"<Gender>FEMALE</Gender><Comment>Fr\xe4ulein, {PERSON['comment']}</Comment></PatientInfo>"
         )
         if person
         else ""
@@ -143,7 +149,9 @@ def ecg_xml(
         'units="Hz">500</SampleRate><LeadOrder>I,II</LeadOrder><FullDisclosureData>1,2,\n3,4</FullDisclosureData><SampleCountTotal>96000</SampleCountTotal></FullDisclosure>'
     )
     text = (
-        f'<?xml version="1.0" encoding="ISO-8859-1"?>\n{doctype}<CardiologyXML>\n<ObservationType>RestECG</ObservationType>\n<DeviceType>CASE</DeviceType>\n<DeviceVersion>CardioSoft V6.73</DeviceVersion>\n'
+        f'<?xml version="1.0" encoding="ISO-8859-1"?>\n{doctype}<CardiologyXML>\n'
+        "<ObservationType>RestECG</ObservationType>\n<DeviceType>CASE</DeviceType>\n"
+        "<DeviceVersion>CardioSoft V6.73</DeviceVersion>\n"
         f"{patient}\n{said}\n<RestingECGMeasurements>\n{values}\n</RestingECGMeasurements>\n{strip}\n{full}\n</CardiologyXML>\n"
     )
     path = Path(path)
