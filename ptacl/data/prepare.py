@@ -102,8 +102,6 @@ def _bulk_files(folder: Path, instance: int, phenotypes: str | Path | None, view
 
 # %% ../../nbs/data/76_prepare.ipynb #3976df80
 _UNWRITTEN = "could not be written"
-# this many failures at the start, or this many failed writes in a row, stop a preparation
-ALL_FAIL = 50
 
 
 def _prepare_part(
@@ -201,11 +199,11 @@ def _whole_shards(
             problem = f"{e.problem}; {entry['participants']} participants were prepared again"
             report.append(report_row("", "table", BadInput(e.source, problem, "Check the disk"), "warning"))
             continue
-        known = _read_text(folder / "participants.tsv")
+        known = _read_rows(folder / "participants.tsv")
         digests = [d.tobytes() for d in np.load(folder / "digest_D.npy", allow_pickle=False)]
         entries.append(entry)
         people.append(known.assign(row=range(first, first + entry["participants"]), digest=digests))
-        report += _read_text(folder / "report.tsv").to_dict("records")
+        report += _read_rows(folder / "report.tsv").to_dict("records")
         first += entry["participants"]
     return entries, pd.concat(people[len(people) > 1 :], ignore_index=True), report
 
@@ -241,7 +239,7 @@ def _check_same(out: Path, entry: Mapping[str, object], settings: Mapping[str, o
         )
 
 
-def _read_text(path: Path) -> pd.DataFrame:
+def _read_rows(path: Path) -> pd.DataFrame:
     "A table with all cells text."
     return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
 
@@ -313,6 +311,10 @@ def _finish_store(
 
 
 # %% ../../nbs/data/76_prepare.ipynb #f0a124b8
+# this many failures at the start, or this many failed writes in a row, stop a preparation
+ALL_FAIL = 50
+
+
 def prepare_cohort(
     cohort: Cohort,  # from `read_source` or `read_cohort`
     out: str | Path,  # folder of the store; one that is there is completed, repaired or extended

@@ -61,9 +61,8 @@ class Shard:
     ) -> np.ndarray:  # its array, one row a participant; read-only if it is on the disk
         "One array, mapped when it is first asked for."
         if name not in self.arrays:
-            self.arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(
-                np.ndarray
-            )
+            mapped = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            self.arrays[name] = mapped.view(np.ndarray)
         return self.arrays[name]
 
     def __getstate__(self):  # a worker maps the files itself
@@ -192,8 +191,7 @@ def store_in_memory(
 # %% ../../nbs/data/70_store.ipynb #d21b812b
 def open_store(
     folder: str | Path,  # written by `prepare_cohort`
-    settings: Mapping[str, object]
-    | None = None,  # `settings_of` the run that reads it; None = whatever it is
+    settings: Mapping[str, object] | None = None,  # `settings_of` the run; None = whatever it is
     verify: bool = False,  # whether to compare all checksums, about 1 s a GB
 ) -> Store:  # nothing is read yet but the table
     "Open a store, or say what is wrong with it."
