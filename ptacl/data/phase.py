@@ -118,7 +118,8 @@ def end_systole_frame(
     n_frames: int,  # frames, evenly spaced over the cycle, the first at the R peak
 ) -> int | np.ndarray:  # index of the frame that is nearest to it
     "The end-systolic frame of a cine with evenly spaced frames."
-    frame = np.rint(plausible_es_ms(es_ms, rr_ms) / rr_ms * n_frames).astype(int) % n_frames
+    share = plausible_es_ms(es_ms, rr_ms) / np.asarray(rr_ms, dtype=np.float64)
+    frame = np.rint(share * n_frames).astype(int) % n_frames
     return frame if np.ndim(frame) else int(frame)
 
 
