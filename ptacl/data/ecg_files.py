@@ -183,8 +183,8 @@ class Reader:
 # %% ../../nbs/data/15_ecg_files.ipynb #7a4c9639
 def _head(path: Path) -> bytes:
     "The first bytes of a file whose suffix says nothing; none of what is no such file."
-    says = path.suffix.lower() in (".xml", ".dcm") or path.suffix in (".hea", ".dat", ".mat")
-    if says or not path.is_file():
+    suffix_tells = path.suffix.lower() in (".xml", ".dcm") or path.suffix in (".hea", ".dat", ".mat")
+    if suffix_tells or not path.is_file():
         return b""
     with open(path, "rb") as f:
         return f.read(1024)

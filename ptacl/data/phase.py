@@ -147,11 +147,13 @@ def piecewise_map(
     canonical: Mapping[str, float],  # landmark -> its phase, rising, each in (0, 1)
 ) -> PhaseMap:  # from 0 at the R peak over these to 1 at the next one, straight in between
     "A map that sends landmarks to fixed phases."
+    phases = [0.0, *canonical.values(), 1.0]
+    if not (np.diff(phases) > 0).all():
+        raise BadInput("canonical", f"phases are {dict(canonical)}", "Give rising phases between 0 and 1.")
 
     def function(time_ms, rr_ms, landmarks):
         fraction = _fraction(time_ms, rr_ms, landmarks)
         shares = [0.0, *(np.asarray(landmarks[n], dtype=np.float64) / rr_ms for n in canonical), 1.0]
-        phases = [0.0, *canonical.values(), 1.0]
         pieces = [
             phases[k] + (phases[k + 1] - phases[k]) * (fraction - shares[k]) / (shares[k + 1] - shares[k])
             for k in range(len(canonical) + 1)
@@ -165,8 +167,8 @@ def piecewise_map(
 
 
 PHASE_MAPS: dict[str, PhaseMap] = {
-    "linear": PhaseMap(_fraction, (), {}),
     "systole": piecewise_map({END_SYSTOLE: CANONICAL_ES}),
+    "linear": PhaseMap(_fraction, (), {}),
 }
 
 
