@@ -23,9 +23,18 @@ from scipy.signal import butter, sosfiltfilt
 
 from ptacl.core import BadInput
 from ptacl.data.beats import find_beats
-from ptacl.data.cine import Cine, Heart, Scale, crop_heart, find_ed_es, find_heart, mid_slice, scale_intensity
-from ptacl.data.ecg import ECG, STANDARD_LEADS, standardise_ecg
-from ptacl.data.phase import cine_phase, ecg_phase, phase_distance, plausible_es_ms, resample_cycle
+from ptacl.data.cine import Cine, mid_slice
+from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg
+from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, scale_intensity
+from ptacl.data.phase import (
+    END_SYSTOLE,
+    cine_landmarks,
+    cine_phase,
+    ecg_phase,
+    phase_distance,
+    plausible_es_ms,
+    resample_cycle,
+)
 
 # %% ../../nbs/data/60_prepared.ipynb #5f7f7490
 # field -> steps per unit (mV, cycle, range), type on the disk
@@ -83,7 +92,7 @@ def prepare_ecg(
     fs: float,  # sampling rate to bring it to, Hz
     mains_hz: float,  # mains frequency to remove, Hz
     record_s: float,  # seconds kept, from the start
-    phase_map: str,  # `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
 ) -> PreparedECG:  # filtered samples and their phases
     "Bring an ECG to one rate, filter it, find its beats and their phases."
     raw = ecg
@@ -91,9 +100,7 @@ def prepare_ecg(
     beats = find_beats(ecg)
     T = round(record_s * fs)
     n = min(ecg.signal_LT.shape[1], T)
-    phase_T, is_valid_T = ecg_phase(
-        beats.r_peaks, beats.t_ends, beats.is_usable_K, ecg.signal_LT.shape[1], fs, phase_map
-    )
+    phase_T, is_valid_T = ecg_phase(ecg, beats, phase_map)
 
     def pad(x):
         return np.concatenate([x[..., :n], np.zeros((*x.shape[:-1], T - n), x.dtype)], axis=-1)
@@ -116,7 +123,7 @@ def prepare_ecg(
         heart_rate_bpm=float(beats.heart_rate_bpm),
         rt_ms=rt_ms,
         qrs_ms=_qrs_width_ms(ecg, beats.r_peaks),
-        einthoven_mv=_contradiction_mv(raw.signal_LT, raw.lead_ok_L),
+        einthoven_mv=einthoven_error_mv(raw.signal_LT, raw.lead_ok_L, 95.0),
         noise_mv=noise_mv,
         n_clipped=n_clipped,
     )
@@ -140,24 +147,6 @@ def _qrs_width_ms(ecg: ECG, r_peaks: np.ndarray) -> float:
     share_T = np.cumsum((np.gradient(beat_LT, axis=1) ** 2).sum(0))
     start, stop = np.searchsorted(share_T, share_T[-1] * np.array([0.05, 0.95]))
     return float((stop - start) * 1000 / ecg.fs)
-
-
-def _contradiction_mv(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> float:
-    "95th percentile over time of the largest departure from Einthoven's and Goldberger's relations."
-    x_LT = signal_LT[:6].astype(np.float64)
-
-    def are_good(*names):
-        return all(lead_ok_L[STANDARD_LEADS.index(n)] for n in names)
-
-    lead = dict(zip(STANDARD_LEADS, x_LT, strict=False))  # the limb leads
-    relations = (
-        (("I", "II", "III"), lead["II"] - lead["I"] - lead["III"]),
-        (("I", "II", "aVR"), lead["aVR"] + (lead["I"] + lead["II"]) / 2),
-        (("I", "III", "aVL"), lead["aVL"] - (lead["I"] - lead["III"]) / 2),
-        (("II", "III", "aVF"), lead["aVF"] - (lead["II"] + lead["III"]) / 2),
-    )
-    off = [x_T for names, x_T in relations if are_good(*names)]
-    return float(np.percentile(np.abs(off).max(0), 95)) if off else 0.0
 
 
 # %% ../../nbs/data/60_prepared.ipynb #4623c3b0
@@ -214,7 +203,7 @@ def prepare_cine(
     n_frames: int,  # frames to resample the cycle to
     pixel_mm: float,  # pixel size to resample to, mm
     crop_px: int,  # side of the square crop around the heart, pixels
-    phase_map: str,  # `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
     view: str = "sax",  # the view that is wanted; sax is what training takes
     n_slices: int = 1,  # slices of the volumes at end-diastole and end-systole; 1 = no volumes
 ) -> PreparedCine:  # cropped frames and their phases
@@ -225,13 +214,11 @@ def prepare_cine(
     cine = mid_slice(cine)
     heart = find_heart(cine)
     cine = crop_heart(cine, crop_px, pixel_mm, heart=heart)
-    try:
-        es_ms = float(cine.trigger_time_ms[find_ed_es(cine)[1]]) if view == "sax" else float("nan")
-    except BadInput:
-        es_ms = float("nan")  # told in the report
+    landmarks = cine_landmarks(cine, phase_map)
+    es_ms = landmarks[END_SYSTOLE]  # NaN is told in the report
     scaled_FHW, scale = scale_intensity(cine.frames_FZHW[:, 0])
     frames_FHW = resample_cycle(scaled_FHW, cine.trigger_time_ms, cine.rr_ms, n_frames)
-    phase_F = cine_phase(np.arange(n_frames) * cine.rr_ms / n_frames, cine.rr_ms, es_ms, phase_map)
+    phase_F = cine_phase(np.arange(n_frames) * cine.rr_ms / n_frames, cine.rr_ms, landmarks, phase_map)
     volume_QZHW = None
     if n_slices > 1:
         volume_QZHW = ed_es_stacks(
