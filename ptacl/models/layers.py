@@ -12,6 +12,7 @@ __all__ = [
     "phase_weights",
     "pool_by_phase",
     "ecg_token_phase",
+    "count_parameters",
 ]
 
 # %% ../../nbs/models/10_layers.ipynb #19b54676
@@ -84,7 +85,7 @@ class Attention(nn.Module):
 
 # %% ../../nbs/models/10_layers.ipynb #0feebcf0
 class Block(nn.Module):
-    "Transformer block: attention and a two-layer perceptron, each behind a LayerNorm and beside a residual path."
+    "Attention and a two-layer perceptron, each behind a LayerNorm and beside a residual path."
 
     def __init__(
         self,
@@ -172,9 +173,23 @@ def ecg_token_phase(
 ) -> tuple[Tensor, Tensor]:  # phase of each token and whether it has one, both (B, N)
     "Phases of ECG tokens, taken in the middle of each patch."
     B, L = lead_ok_BL.shape
+    if n_tokens % L:
+        raise BadInput(
+            "ecg_token_phase",
+            f"{n_tokens} tokens are no whole number of columns of {L} leads",
+            "Give the encoder a method `token_phase` that says where its tokens lie",
+        )
     columns = n_tokens // L
     patch = phase_BT.shape[1] // columns
     phase_BP = phase_BT[:, patch // 2 :: patch]
     is_valid_BP = is_valid_BT[:, patch // 2 :: patch]
     is_valid_BN = (is_valid_BP[:, None] & lead_ok_BL[..., None]).reshape(B, -1)
     return phase_BP[:, None].expand(B, L, columns).reshape(B, -1), is_valid_BN
+
+
+# %% ../../nbs/models/10_layers.ipynb #cef20cbd
+def count_parameters(
+    module: nn.Module,  # any module
+) -> int:  # number of trainable weights
+    "Number of trainable parameters."
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

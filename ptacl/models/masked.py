@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from ptacl.core import BadInput
+from ptacl.data.batches import Batch
 from ptacl.models.cine import CineEncoder
 from ptacl.models.ecg_vit import ECGEncoder, draw_kept
 from ptacl.models.layers import Block, sincos_grid
-from ptacl.models.ptacl import Batch
 
 
 # %% ../../nbs/models/60_masked.ipynb #49dd587b

@@ -22,13 +22,14 @@ import torch
 
 from ptacl.config import Parameters, TrainConfig
 from ptacl.core import BadInput
+from ptacl.data.batches import Batch
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
 from ptacl.data.phase import plausible_es_ms
 from ptacl.data.prepared import prepare_cine, prepare_ecg
 from ptacl.models.cine import CineEncoder
 from ptacl.models.ecg_vit import ECGEncoder
-from ptacl.models.ptacl import Batch, System
+from ptacl.models.system import System
 from ptacl.models.systems import build_system
 from ptacl.models.weights import Saved, fit_weights, model_folder, read_settings, read_weights, save_weights
 
