@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ptacl.config import Parameters, TrainConfig
+from ptacl.config import DataConfig, Preparation, TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.batches import Pairs, draw_batch, load_data
 from ptacl.data.cohort import Cohort
@@ -41,38 +41,23 @@ from ptacl.models.masked import (
 from ptacl.models.ptacl import Batch, ecg_encoder_from_config
 from ptacl.models.saved import described_parts
 from ptacl.models.weights import save_weights
+from ptacl.parameters import check_rules
 from ptacl.training.distributed import gather
 from ptacl.training.loop import TrainState, fit
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #a55cb802
 @dataclass(frozen=True)
-class PretrainConfig(Parameters):
+class PretrainConfig(Preparation, DataConfig):
     "Every setting of one pre-training run."
 
-    # --- data
-    data: str = (
-        ""  # cohort folder with participants.tsv, or a store made by prepare.ipynb, or empty for data_samples
-    )
-    out: str = ""  # run folder, resumed if it holds an unfinished run, or empty for a folder below _runs (or $PTACL_RUNS), chosen by the settings
-    modality: str = "ecg"  # what is pre-trained: ecg or cine (participants without the other one take part)
-    fs: float = 500.0  # sampling rate the ECG is brought to, Hz
-    mains_hz: float = 50.0  # mains frequency removed from the ECG, Hz
-    window_s: float = 5.0  # ECG window: random in training, the first in evaluation, s
-    n_frames: int = 25  # frames a cine is resampled to, evenly over the cycle
-    pixel_mm: float = 2.5  # in-plane pixel size a cine is resampled to, mm
-    crop_px: int = 64  # side of the square crop around the heart, pixels
-    phase_map: str = (
-        "systole"  # how a store was prepared, pre-training itself uses no phases: systole or linear
-    )
     # --- model
+    modality: str = "ecg"  # what is pre-trained: ecg or cine (participants without the other take part)
     preset: str = "tiny"  # sizes of encoder and decoder: tiny, small or paper
     mask_ratio: float = 0.75  # share of the patches (places of a frame) that is hidden
     tube_frames: int = 0  # cine only: successive frames that hide the same places, 0 is all
     normalise_targets: bool = False  # whether each patch is rebuilt with mean 0 and variance 1
-    correlation_weight: float = (
-        0.0  # share of the correlation term, (1 - w) * MSE + w * (1 - r), MMCL has 0.1
-    )
+    correlation_weight: float = 0.0  # share w of the correlation: (1 - w) * MSE + w * (1 - r), MMCL has 0.1
     # --- augmentation
     frame_roll: bool = True  # start each training cine at a random frame
     shift_px: int = 4  # largest random shift of a training cine, pixels, each way
@@ -84,7 +69,7 @@ class PretrainConfig(Parameters):
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm
-    average_pairs: int = 0  # horizon of a running mean of the weights, which then is what is evaluated and kept, recordings, or 0 for none
+    average_pairs: int = 0  # horizon of a running mean of the weights, kept in the end, recordings, 0 is none
     # --- run
     seed: int = 0  # of initialisation, batches, windows and masks
     accelerator: str = "auto"  # auto, cpu or cuda
@@ -97,14 +82,16 @@ class PretrainConfig(Parameters):
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
 
     def __post_init__(self) -> None:  # raises BadInput
-        for holds, name, remedy in [
-            (self.modality in ("ecg", "cine"), "modality", "Choose ecg or cine"),
-            (0 < self.mask_ratio < 1, "mask_ratio", "Give a share between 0 and 1"),
-            (0 <= self.correlation_weight <= 1, "correlation_weight", "Give a share from 0 to 1"),
-            (self.tube_frames >= 0, "tube_frames", "Give 0 or more"),
-        ]:
-            if not holds:
-                raise BadInput("parameters", f"`{name}` is {getattr(self, name)!r}", remedy)
+        super().__post_init__()
+        check_rules(
+            self,
+            [
+                (self.modality in ("ecg", "cine"), "modality", "Choose ecg or cine"),
+                (0 < self.mask_ratio < 1, "mask_ratio", "Give a share between 0 and 1"),
+                (0 <= self.correlation_weight <= 1, "correlation_weight", "Give a share from 0 to 1"),
+                (self.tube_frames >= 0, "tube_frames", "Give 0 or more"),
+            ],
+        )
         train_settings(self)
 
 
