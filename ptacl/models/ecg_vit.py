@@ -185,7 +185,7 @@ class ECGEncoder(Saved, nn.Module):
         dropout: float = 0.0,  # dropout in the blocks
         mlp_ratio: float = 4.0,  # width of the blocks' hidden layer over `dim`
         norm_eps: float = 1e-5,  # of all norms
-        pool: str = "cls",  # what stands for the strip: the CLS token (cls), or the mean of its patches (mean)
+        pool: str = "cls",  # what stands for the strip: the CLS token (cls) or the mean patch (mean)
         summary: bool = False,  # whether `strip_summary` joins CLS, through a linear map
     ) -> None:  # nothing
         super().__init__()
