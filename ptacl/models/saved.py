@@ -26,7 +26,7 @@ from ptacl.core import BadInput
 from ptacl.data.batches import Batch
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
-from ptacl.data.phase import plausible_es_ms
+from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.prepared import prepare_cine, prepare_ecg
 from ptacl.models.system import System
 from ptacl.models.systems import build_system
@@ -178,8 +178,8 @@ def embed_cines(
         frame_phase_BF=stack("frame_phase_F"),
         frame_time_BF=even_BF,
     )
-    if cfg.phase_map == "linear":
-        es_phase = [float(plausible_es_ms(i.es_ms, i.rr_ms) / i.rr_ms) for i in items]
+    if canonical_phase(END_SYSTOLE, cfg.phase_map) != CANONICAL_ES:
+        es_phase = [float(end_systole_phase(i.es_ms, i.rr_ms, cfg.phase_map)) for i in items]
         batch = batch._replace(es_phase_B=torch.tensor(es_phase, device=device))
     if cfg.n_slices > 1:
         batch = batch._replace(volume_BQZHW=stack("volume_QZHW"))
