@@ -9,6 +9,7 @@ __all__ = [
     "for_system",
     "load_pairs",
     "load_data",
+    "Batch",
     "epoch_order",
     "draw_batch",
     "StepBatches",
@@ -18,11 +19,13 @@ __all__ = [
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -228,6 +231,32 @@ def load_data(
         )
     cohort = read_cohort(folder)
     return cohort, *load_pairs(cohort, cfg, progress, wanted)
+
+
+# %% ../../nbs/data/90_batches.ipynb #faf40684
+class Batch(NamedTuple):
+    "Tensors of some participants, ready for the model."
+
+    signal_BLT: Tensor  # ECG windows, mV, (B, L, T)
+    lead_ok_BL: Tensor  # False = lead missing or flat, (B, L)
+    phase_BT: Tensor  # cardiac phase of each ECG sample, [0, 1), (B, T)
+    is_valid_BT: Tensor  # whether the sample has a phase, (B, T)
+    cine_BFHW: Tensor  # cines, intensities in [0, 1], (B, F, H, W)
+    frame_phase_BF: Tensor  # cardiac phase of each frame, [0, 1), (B, F)
+    frame_time_BF: Tensor  # trigger time of each frame over the RR interval, [0, 1), (B, F)
+    es_phase_B: Tensor = torch.zeros(0)  # cardiac phase of the end of systole, (B,); empty = `CANONICAL_ES`
+    volume_BQZHW: Tensor = torch.zeros(0)  # stacks at end-diastole and end-systole, [0, 1], (B, 2, Z, H, W)
+    target_BY: Tensor = torch.zeros(0)  # phenotypes to learn, each in its unit, NaN = unknown, (B, Y)
+    # indices of the ECG patches that a training step looks at, (B, N); empty = the model draws them
+    kept_BN: Tensor = torch.zeros(0)
+    kept_BF: Tensor = torch.zeros(0)  # which frames of the cine these are, (B, F); empty = all
+
+    def to(
+        self,
+        device: torch.device | str,  # where to
+    ) -> "Batch":  # the same tensors there
+        "Move all tensors, without waiting where memory is pinned."
+        return Batch(*(x.to(device, non_blocking=True) for x in self))
 
 
 # %% ../../nbs/data/90_batches.ipynb #b97ead65
