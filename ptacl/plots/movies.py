@@ -99,7 +99,7 @@ _CONTROLS = (
 
 
 def _picture_with_line(png: bytes, at: float) -> str:
-    "A PNG, as wide as it is at most, and an upright line over it at so many % of its width; empty without one."
+    "A PNG, as wide as it is at most, with an upright line at so many % of its width; empty without one."
     if not png:
         return ""
     width = int.from_bytes(png[16:20], "big")  # in the PNG's header
