@@ -48,8 +48,9 @@ from ptacl.config import Parameters, TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.batches import Pairs
 from ptacl.data.ecg import STANDARD_LEADS
-from ptacl.data.phase import plausible_es_ms
-from ptacl.models.ptacl import Embeddings
+from ptacl.data.phase import end_systole_frame
+from ptacl.models.system import Embeddings
+from ptacl.models.systems import system_entry
 from ptacl.plots.gallery import nearest_participants
 from ptacl.plots.movies import frame_caption
 from ptacl.plots.paper import plot_ecg, strip_places
@@ -144,7 +145,7 @@ def explored_from(
         units=units,
         fs=cfg.fs,
         pixel_mm=cfg.pixel_mm,
-        is_trained=cfg.system != "random",
+        is_trained=system_entry(cfg).trains,
     )
 
 
@@ -191,7 +192,6 @@ def open_participant(
     F = p.cine_PFHW.shape[1]
     participant_id = p.table.participant_id.iloc[0]
     measured = p.cine_PFHW.store.quality().set_index("participant_id").loc[participant_id]
-    es_ms = float(plausible_es_ms(measured.es_ms, measured.rr_ms))
     return Participant(
         participant_id=str(participant_id),
         signal_LT=p.signal_PLT[0][:, :n],
@@ -200,7 +200,7 @@ def open_participant(
         frames_FHW=p.cine_PFHW[0],
         frame_phase_F=p.frame_phase_PF[0],
         rr_ms=float(measured.rr_ms),
-        es_frame=round(es_ms / measured.rr_ms * F) % F,
+        es_frame=end_systole_frame(measured.es_ms, measured.rr_ms, F),
     )
 
 
@@ -222,9 +222,7 @@ def moments_of_phase(
 def ecg_paper(
     one: Participant,  # whose ECG
     fs: float,  # its sampling rate, Hz
-) -> tuple[
-    bytes, np.ndarray
-]:  # PNG of the paper, and where each sample of the strip is, % of its width, (T,)
+) -> tuple[bytes, np.ndarray]:  # PNG, and where on it each sample of the strip is, % of its width, (T,)
     "The ECG on paper as a picture."
     es_phase = float(one.frame_phase_F[one.es_frame])
     fig = plot_ecg(

@@ -7,7 +7,6 @@ __all__ = ["plot_retrieval", "plot_probe", "plot_phenotype_retrieval"]
 
 # %% ../../nbs/plots/20_results.ipynb #3f115f99
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from ptacl.core import BadInput
+from ptacl.evaluation.metrics import METRICS
 from ptacl.plots.sheet import COLOURS, finish_axes, new_figure
 
 # %% ../../nbs/plots/20_results.ipynb #9322d3af
@@ -92,23 +92,9 @@ def plot_retrieval(
 
 
 # %% ../../nbs/plots/20_results.ipynb #2437a8ec
-class _Known(NamedTuple):
-    "What is drawn of a metric."
-
-    title: str
-    better: str
-
-
-_METRICS = {
-    "R2": _Known("R²", "higher"),
-    "Pearson r": _Known("Pearson r", "higher"),
-    "MAE": _Known("mean absolute error", "lower"),
-}
-
-
 def _probe_panel(ax: Axes, part: pd.DataFrame, metric: str) -> None:
     "One metric of all phenotypes and methods."
-    known = _METRICS.get(metric)
+    known = METRICS.get(metric)
     title = known.title if known else metric
     has_unit = part.unit.fillna("").ne("").any()
     if has_unit:
@@ -128,7 +114,8 @@ def _probe_panel(ax: Axes, part: pd.DataFrame, metric: str) -> None:
         _finish_forest(ax, title, f"1 = perfect, {chance}")
         return
     units = ", ".join(dict.fromkeys(unit for unit in part.unit if unit))
-    _finish_forest(ax, title, units or "no unit")
+    best = f", best {known.better}" if known else ""
+    _finish_forest(ax, title, (units or "no unit") + best)
 
 
 def plot_probe(
