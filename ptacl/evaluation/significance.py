@@ -16,7 +16,6 @@ __all__ = [
 
 # %% ../../nbs/evaluation/30_significance.ipynb #e4c35919
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -175,18 +174,14 @@ def holm(
     p: ArrayLike,  # p values of one family, NaN = no comparison could be made (not counted), (m,)
 ) -> np.ndarray:  # corrected, the same order, at most 1, (m,)
     "Holm's step-down correction, by statsmodels."
+    from statsmodels.stats.multitest import multipletests
+
     p = np.asarray(p, dtype=float)
     if ((p < 0) | (p > 1)).any():
         raise BadInput("p", f"{np.nanmin(p):g} to {np.nanmax(p):g}", "p values lie in [0, 1].")
     corrected = np.full(p.shape, np.nan)
     counted = np.isfinite(p)
     if counted.any():
-        try:
-            multipletests = import_module("statsmodels.stats.multitest").multipletests
-        except ImportError:
-            raise BadInput(
-                "Holm's correction", "statsmodels is not installed", "pip install statsmodels."
-            ) from None
         corrected[counted] = multipletests(p[counted], method="holm")[1]
     return corrected
 
