@@ -9,53 +9,35 @@ __all__ = [
     "CompareConfig",
     "common_settings",
     "cells_of",
+    "comparison_folder",
     "stored_data",
     "held_out_table",
     "run_cell",
-    "read_cells",
-    "r2_statistics",
-    "auroc_statistics",
-    "few_labels",
-    "comparison_tables",
 ]
 
 # %% ../../nbs/studies/40_comparison.ipynb #b8c98102
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from sklearn.preprocessing import StandardScaler
 
 from ptacl.config import Parameters, TrainConfig, check_names, checked_type
 from ptacl.core import BadInput, samples_dir, seed_everything, write_atomic
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.store import PrepareConfig, is_store, prepare_cohort, read_source, settings_of
-from ptacl.evaluation.probe import (
-    classification_statistics,
-    fit_ridge,
-    label_subsets,
-    predict_conditions,
-    predict_phenotypes,
-    regression_statistics,
-)
-from ptacl.evaluation.retrieval import ranks, similar_by_participant
-from ptacl.evaluation.statistics import compare_methods, mean_statistics, rank_statistics, score_over_seeds
+from ptacl.evaluation.probe import fit_ridge, predict_conditions, predict_phenotypes
+from ptacl.evaluation.retrieval import ALL, DISTANCE, ranks, similar_by_participant
 from ptacl.models.ptacl import count_parameters
 from ptacl.models.saved import save_pretrained, start_encoders
 from ptacl.models.systems import build_system
-from ptacl.studies.methods import (
-    METHODS,
-    Cell,
-    comparison_cells,
-    demographic_features,
-    ecg_feature_table,
-    feature_filler,
-)
+from ptacl.studies.classical import demographic_features, ecg_feature_table, feature_filler
+from ptacl.studies.methods import METHODS, Cell, comparison_cells
 from ptacl.training.loop import embed_pairs, fit, fit_input_scaling
 from ptacl.training.pretraining import (
     PretrainConfig,
@@ -139,7 +121,8 @@ def common_settings(
     "What the rows of a comparison share, checked."
     train = parse_settings(cfg.recipe, TrainConfig)
     before = parse_settings(cfg.pretrain_recipe, PretrainConfig)
-    TrainConfig.from_params(train), PretrainConfig.from_params(before)
+    TrainConfig.from_params(train)
+    PretrainConfig.from_params(before)
     return train, before
 
 
@@ -164,6 +147,14 @@ def cells_of(
     )
 
 
+# %% ../../nbs/studies/40_comparison.ipynb #67116a08
+def comparison_folder(
+    cfg: CompareConfig,  # uses out
+) -> Path:  # `out`, or comparison below _runs (or $PTACL_RUNS)
+    "Where everything goes."
+    return Path(cfg.out or Path(os.environ.get("PTACL_RUNS", "_runs")) / "comparison")
+
+
 # %% ../../nbs/studies/40_comparison.ipynb #34d38c07
 def stored_data(
     cfg: CompareConfig,  # data, out, workers
@@ -179,7 +170,7 @@ def stored_data(
             f"is a store, prepared on the {TrainConfig.phase_map} phase map",
             f"Give the cohort's folder, or leave out the rows with phase_map {train.phase_map}",
         )
-    out = _folder(cfg) / f"store-{train.phase_map}"
+    out = comparison_folder(cfg) / f"store-{train.phase_map}"
     prepare_cohort(
         read_source(data),
         out,
@@ -187,11 +178,6 @@ def stored_data(
         progress=False,
     )
     return out
-
-
-def _folder(cfg: CompareConfig) -> Path:
-    "Where everything goes."
-    return Path(cfg.out or Path(os.environ.get("PTACL_RUNS", "_runs")) / "comparison")
 
 
 # %% ../../nbs/studies/40_comparison.ipynb #32aea598
@@ -236,7 +222,7 @@ def _trained(
 def _pretrained(cell: Cell, cfg: CompareConfig, progress: bool) -> Path:
     "The encoder that masked pre-training gives, made once for all cells that start from it."
     settings = PretrainConfig.from_params(cell.pretrain)
-    folder = _folder(cfg) / f"pretrained-{settings.modality}-seed{settings.seed}"
+    folder = comparison_folder(cfg) / f"pretrained-{settings.modality}-seed{settings.seed}"
     if (folder / "model.safetensors").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -307,12 +293,9 @@ def held_out_table(
         out |= dict(rank_cmr=ranks(ecg_BE, cmr_BE), rank_ecg=ranks(cmr_BE, ecg_BE))
         found["cmr"] = (ecg_BE, cmr_BE)
     for kind, (query, gallery) in found.items():
-        each = (
-            similar_by_participant(query, gallery, test[names], min(NEAREST, len(test) - 1))
-            .query("phenotype == @ALL and metric == @DISTANCE")
-            .set_index("participant")
-            .reindex(range(len(test)))
-        )
+        each = similar_by_participant(query, gallery, test[names], min(NEAREST, len(test) - 1))
+        each = each[(each.phenotype == ALL) & (each.metric == DISTANCE)]
+        each = each.set_index("participant").reindex(range(len(test)))
         out |= {
             f"similar_{kind}_sd": each["value"].to_numpy(),
             "similar_chance_sd": each["chance"].to_numpy(),
@@ -340,7 +323,7 @@ def run_cell(
     progress: bool = False,  # whether to show the bar of training
 ) -> Path:  # its folder, complete
     "Make a cell, go on with it, or find it made."
-    folder = _folder(cfg) / cell.key
+    folder = comparison_folder(cfg) / cell.key
     want = json.loads(
         json.dumps(
             dict(
@@ -378,216 +361,3 @@ def run_cell(
     write_atomic(folder / "cell.json", lambda tmp: tmp.write_text(json.dumps(want | facts, indent=1) + "\n"))
     (folder / "last.ckpt").unlink(missing_ok=True)
     return folder
-
-
-# %% ../../nbs/studies/40_comparison.ipynb #8edad33d
-def read_cells(
-    cfg: CompareConfig,  # out, methods, seeds
-    # method -> `held_out_table` of each seed's cell; methods without a finished cell are left out
-) -> dict[str, list[pd.DataFrame]]:
-    "The finished cells of a comparison."
-    found = {}
-    people = None
-    for cell in cells_of(cfg):
-        folder = _folder(cfg) / cell.key
-        if not (folder / "cell.json").exists():
-            continue
-        table = pd.read_csv(folder / "held_out.tsv", sep="\t", dtype=dict(participant_id=str))
-        if people not in (None, table.participant_id.tolist()):
-            raise BadInput(
-                folder,
-                "holds other participants than the cells before it",
-                "Make all cells from the same data",
-            )
-        people = table.participant_id.tolist()
-        found.setdefault(cell.method, []).append(table)
-    return found
-
-
-# %% ../../nbs/studies/40_comparison.ipynb #cb6677a6
-def r2_statistics(
-    sample: np.ndarray,  # resamples of target and prediction of several phenotypes, (R, n, P, 2)
-) -> np.ndarray:  # mean R2, then that of each, (R, 1 + P)
-    "R2 of several phenotypes and their mean."
-    each = np.stack([regression_statistics(sample[:, :, p])[:, 0] for p in range(sample.shape[2])], axis=1)
-    return np.concatenate([each.mean(1, keepdims=True), each], axis=1)
-
-
-# %% ../../nbs/studies/40_comparison.ipynb #7aca30e9
-def auroc_statistics(
-    sample: np.ndarray,  # resamples of label and probability of several conditions, (R, n, C, 2)
-) -> np.ndarray:  # mean AUROC, then that of each, (R, 1 + C)
-    "AUROC of several conditions and their mean."
-    each = np.stack(
-        [classification_statistics(sample[:, :, c])[:, 0] for c in range(sample.shape[2])], axis=1
-    )
-    return np.concatenate([each.mean(1, keepdims=True), each], axis=1)
-
-
-# %% ../../nbs/studies/40_comparison.ipynb #31691072
-def few_labels(
-    cfg: CompareConfig,  # data, out, methods, seeds, phenotypes
-    # shares of the training participants with a label; of less than ten none is made
-    fractions: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
-    draws: int = 10,  # random subsets of each share
-    # method, title, cell, n_labels, draw, value (mean R2 of the phenotypes), within (the same of predictions
-    # within the range of the labels); no rows where no cell has its embeddings
-) -> pd.DataFrame:
-    "How well the phenotypes are read from each encoder when few have a label."
-    common = common_settings(cfg)[0]
-    names = [n.strip() for n in cfg.phenotypes.split(",")]
-    people = {}
-    rows = []
-    for cell in cells_of(cfg):
-        folder = _folder(cfg) / cell.key
-        train_cfg = TrainConfig.from_params(cell.params or common)
-        if train_cfg.system == "supervised" or not (
-            (folder / "cell.json").exists() and (folder / "embeddings.safetensors").exists()
-        ):
-            continue
-        if train_cfg.phase_map not in people:
-            people[train_cfg.phase_map] = (
-                load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1]
-                .split("train")
-                .table[names]
-                .reset_index(drop=True)
-            )
-        z = load_file(folder / "embeddings.safetensors")
-        truth = pd.read_csv(folder / "held_out.tsv", sep="\t")[[f"true_{n}" for n in names]].set_axis(
-            names, axis=1
-        )
-        known = people[train_cfg.phase_map]
-        if len(z["train_ecg_BD"]) != len(known):
-            raise BadInput(
-                folder,
-                f"holds embeddings of {len(z['train_ecg_BD'])} training participants, the data has {len(known)}",
-                "Delete the folder, so that the cell is made again",
-            )
-        for draw in range(draws):
-            for subset in label_subsets(len(known), fractions, seed=draw).values():
-                if len(subset) < 10 or draw and len(subset) == len(known):
-                    continue
-                labels = known.iloc[subset].reset_index(drop=True)
-                predicted = predict_phenotypes(z["train_ecg_BD"][subset], labels, z["test_ecg_BD"], fit_ridge)
-                both = np.stack(
-                    [
-                        np.stack([truth, p], axis=2)
-                        for p in (predicted, predicted.clip(labels.min(), labels.max(), axis=1))
-                    ]
-                )
-                rows.append(
-                    (
-                        cell.method,
-                        METHODS[cell.method].title,
-                        cell.key,
-                        len(subset),
-                        draw,
-                        *r2_statistics(both)[:, 0],
-                    )
-                )
-    return pd.DataFrame(rows, columns=["method", "title", "cell", "n_labels", "draw", "value", "within"])
-
-
-# %% ../../nbs/studies/40_comparison.ipynb #239a3bb4
-def _tasks(
-    tables: Sequence[pd.DataFrame],
-) -> dict[str, tuple[Callable, list[str], list[float], Callable[[pd.DataFrame], np.ndarray | None]]]:
-    "Task -> its statistic, the names of its metrics, their chance, and what it takes of a cell's table (None = the method has no answer)."
-    first = tables[0]
-    n = len(tables[0])
-    known = [c[len("predicted_") :] for c in first if c.startswith("predicted_")]
-    sick = [c for c in known if set(first[f"true_{c}"].dropna()) <= {0.0, 1.0}]
-    names = [c for c in known if c not in sick]
-
-    def both(columns):
-        return lambda t: (
-            np.stack(
-                [t[[f"{kind}_{c}" for c in columns]].to_numpy(float) for kind in ("true", "predicted")],
-                axis=2,
-            )
-            if columns
-            else None
-        )
-
-    def column(c):
-        return lambda t: t[c].to_numpy(float) if c in t else None
-
-    chance = float(first.similar_chance_sd.mean())
-    return dict(
-        retrieval=(
-            rank_statistics,
-            ["recall@1", "recall@5", "recall@10", "median rank"],
-            [1 / n, min(5 / n, 1), min(10 / n, 1), (n + 1) / 2],
-            column("rank_cmr"),
-        ),
-        similar_cmr=(mean_statistics, ["distance of found CMRs (SD)"], [chance], column("similar_cmr_sd")),
-        similar_ecg=(mean_statistics, ["distance of found ECGs (SD)"], [chance], column("similar_ecg_sd")),
-        phenotypes=(
-            r2_statistics,
-            ["mean R2", *(f"R2 {p}" for p in names)],
-            [0.0] * (1 + len(names)),
-            both(names),
-        ),
-        conditions=(
-            auroc_statistics,
-            ["mean AUROC", *(f"AUROC {c}" for c in sick)],
-            [0.5] * (1 + len(sick)),
-            both(sick),
-        ),
-    )
-
-
-_METRIC_UNITS = {
-    "median rank": "rank, 1 = best",
-    "distance of found CMRs (SD)": "SD",
-    "distance of found ECGs (SD)": "SD",
-}
-
-
-def comparison_tables(
-    cfg: CompareConfig,  # out, methods, seeds, n_boot
-    reference: str = "ptacl",  # method that the others are compared with
-) -> dict[str, pd.DataFrame]:  # scores, differences, budget; also written to the folder as TSV
-    "Score the finished cells of a comparison, and write the tables."
-    cells = read_cells(cfg)
-    if not cells:
-        raise BadInput(_folder(cfg), "holds no finished cell", "Run the cells first")
-    scores = []
-    differences = []
-    for task, (statistic, metrics, chance, take) in _tasks(
-        [t for runs in cells.values() for t in runs]
-    ).items():
-        values = {m: [v for v in map(take, runs) if v is not None] for m, runs in cells.items()}
-        values = {m: v for m, v in values.items() if v}
-        for m, runs in values.items():
-            scores.append(
-                score_over_seeds(runs, statistic, metrics, n_boot=cfg.n_boot).assign(
-                    task=task,
-                    method=m,
-                    title=METHODS[m].title,
-                    group=METHODS[m].group,
-                    chance=chance,
-                    unit=[_METRIC_UNITS.get(x, "") for x in metrics],
-                )
-            )
-        if reference in values and len(values) > 1:
-            differences.append(
-                compare_methods(values, reference, statistic, metrics, n_boot=cfg.n_boot).assign(task=task)
-            )
-    budget = [
-        json.loads((_folder(cfg) / c.key / "cell.json").read_text()) | dict(cell=c.key)
-        for c in cells_of(cfg)
-        if (_folder(cfg) / c.key / "cell.json").exists()
-    ]
-    out = dict(
-        scores=pd.concat(scores, ignore_index=True),
-        differences=pd.concat(differences, ignore_index=True) if differences else pd.DataFrame(),
-        budget=pd.DataFrame(budget)[
-            ["cell", "steps", "pairs_seen", "seconds", "weights_ecg", "weights", "commit"]
-        ],
-    )
-    for name, table in out.items():
-        write_atomic(
-            _folder(cfg) / f"{name}.tsv", lambda tmp, table=table: table.to_csv(tmp, sep="\t", index=False)
-        )
-    return out
