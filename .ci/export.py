@@ -1,4 +1,6 @@
-"ptacl/ from the notebooks: `python .ci/export.py` is nbdev_export, then absolute imports in ruff's order and format."
+"""ptacl/ from the notebooks: `python .ci/export.py` is nbdev_export, then absolute imports in ruff's order
+and format.
+"""
 
 import subprocess
 import sys

@@ -1,9 +1,12 @@
-"What every test gets: its share of the cores, no window for plots, the real recordings where they are, and skips that say why."
+"""What every test gets: its share of the cores, no window for plots, the real recordings where they are, and
+skips that say why.
+"""
 
 import os
 from pathlib import Path
 
-# Before numpy or torch is imported. Two processes run the tests (pyproject.toml); with two threads each they would wait for each other most of the time.
+# Before numpy or torch is imported. Two processes run the tests (pyproject.toml); with two threads each they
+# would wait for each other most of the time.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     # what the process that started this one has set is for that one
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -12,7 +15,10 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pytest
+import pytest  # noqa: E402 (after the lines above, which must come before numpy)
+
+# Programs that tests start as processes of their own, given by their text.
+PROGRAMS = Path(__file__).parent / "programs"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"Cine files that are wrong in every way we know of: one clear error that names the file, the value and the remedy, or a cine that is whole."
+"""Cine files that are wrong in every way we know of: one clear error that names the file, the value and the
+remedy, or a cine that is whole.
+"""
 
 import gzip
 import json
@@ -191,7 +193,9 @@ def test_pixels_not_finite(good, frames, bad):
 
 @pytest.mark.parametrize("step_s", [0.0, 0.034, 1.0])
 def test_no_sidecar_whatever_pixdim_says(good, step_s):
-    "0.034 s x 25 frames would be a plausible RR of 850 ms. It is dcm2niix's repetition time, and it is not used."
+    """0.034 s x 25 frames would be a plausible RR of 850 ms. It is dcm2niix's repetition time, and it is not
+    used.
+    """
     header(good, 76 + 16, "<f", step_s)
     sidecar_path(good).unlink()
     refuse(

@@ -1,4 +1,5 @@
-"""A cohort with every kind of spoiled participant next to good ones: each is named with the right reason, and the good ones stay.
+"""A cohort with every kind of spoiled participant next to good ones: each is named with the right
+reason, and the good ones stay.
 
 Whole-cohort faults (empty table, wrong header) are shown in nbs/data/65_cohort.ipynb.
 """
@@ -90,6 +91,13 @@ def flat(x):
 
 
 # name -> (what is done to participant p, modality, severity, pattern of the problem)
+def two_frames(d, p):
+    return (
+        rewrite_cine(d, p, lambda a: a[..., :2]),
+        sidecar(d, p, trigger_time_ms=times(d, p)[:2]),
+    )
+
+
 SPOIL = {
     "ecg truncated": (
         lambda d, p: truncate(d / "ecg" / f"{p}.dat", 0.5),
@@ -156,10 +164,7 @@ SPOIL = {
         r"NaN",
     ),
     "two frames": (
-        lambda d, p: (
-            rewrite_cine(d, p, lambda a: a[..., :2]),
-            sidecar(d, p, trigger_time_ms=times(d, p)[:2]),
-        ),
+        two_frames,
         "cine",
         "left out",
         r"2 frame",
@@ -314,7 +319,7 @@ def test_good_ones_stay(spoiled, checked):
 
 def test_nothing_is_lost(spoiled, checked):
     "Every participant of the table is in the cohort or in the report."
-    names = {l.split("\t")[0] for l in (spoiled[0] / "participants.tsv").read_text().splitlines()[1:]}
+    names = {line.split("\t")[0] for line in (spoiled[0] / "participants.tsv").read_text().splitlines()[1:]}
     assert names == set(checked.table.participant_id) | set(checked.report.participant_id)
     counts = cohort_counts(checked).loc["all"]
     assert (

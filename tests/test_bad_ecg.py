@@ -1,4 +1,6 @@
-"ECG files as they come: every layout gives the same record, every fault one error with file, value and remedy."
+"""ECG files as they come: every layout gives the same record, every fault one error with file, value and
+remedy.
+"""
 
 import re
 import shutil
@@ -175,7 +177,9 @@ def test_short_and_long(tmp_path):
 
 
 def test_invalid_samples_are_bridged(tmp_path):
-    "The format's mark for a missing sample becomes a gap; a short gap is bridged, a lead with many is flagged."
+    """The format's mark for a missing sample becomes a gap; a short gap is bridged, a lead with many is
+    flagged.
+    """
     x = leads()
     x[8, 1000:1030] = np.nan
     x[10, ::3] = np.nan
@@ -285,7 +289,9 @@ def test_data_of_another_record(tmp_path, rec):
 
 
 def test_longer_than_the_header(rec):
-    "Without checksums the size has to agree; with them, or by a padded disk block, it is the record's own affair."
+    """Without checksums the size has to agree; with them, or by a padded disk block, it is the record's own
+    affair.
+    """
     data = rec.with_suffix(".dat")
     data.write_bytes(data.read_bytes() + b"\0" * 512)
     same(read_ecg(rec))

@@ -1,4 +1,6 @@
-"Feature baselines: classical ECG features against simulated truth that the notebook has not seen, noise, wrong leads, real recordings; the cells of the comparison."
+"""Feature baselines: classical ECG features against simulated truth that the notebook has not seen, noise,
+wrong leads, real recordings; the cells of the comparison.
+"""
 
 import numpy as np
 import pandas as pd
@@ -56,13 +58,16 @@ def cohort() -> tuple[pd.DataFrame, pd.DataFrame]:
     ],
 )
 def test_features_follow_the_truth(cohort, feature, column, least_r, largest_bias, without):
-    "Simulated participants of another seed. An infarct turns the axis away from the latent one; fibrillation has no P."
+    """Simulated participants of another seed. An infarct turns the axis away from the latent one;
+    fibrillation has no P.
+    """
     features, truth = cohort
     who = ~truth[list(without)].any(axis=1) if without else np.ones(len(truth), bool)
     found = features[feature][who]
     true = truth[column][who]
     print(
-        f"{feature}: r {found.corr(true):.3f}, median error {(found - true).median():+.1f}, SD {(found - true).std():.1f} {FEATURE_UNITS[feature]}, {found.notna().mean():.0%} found"
+        f"{feature}: r {found.corr(true):.3f}, median error {(found - true).median():+.1f}, SD "
+        f"{(found - true).std():.1f} {FEATURE_UNITS[feature]}, {found.notna().mean():.0%} found"
     )
     assert (
         found.corr(true) > least_r
@@ -72,7 +77,9 @@ def test_features_follow_the_truth(cohort, feature, column, least_r, largest_bia
 
 
 def test_voltage_follows_the_gain(cohort):
-    "Sokolow-Lyon voltage knows of the latent gain what the phantom's own notebook says it does (r 0.70 in healthy men)."
+    """Sokolow-Lyon voltage knows of the latent gain what the phantom's own notebook says it does (r 0.70 in
+    healthy men).
+    """
     features, truth = cohort
     assert np.corrcoef(features.sokolow_mv, np.log(truth.voltage_gain))[0, 1] > 0.5
     assert np.corrcoef(features.t_V4_mv.abs(), truth.t_gain)[0, 1] > 0.4

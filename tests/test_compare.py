@@ -11,7 +11,10 @@ from ptacl.studies.experiment import run_notebook
 SMALL = dict(
     methods="demographics,masked,supervised,mmcl,dual_phase,ptacl,shuffled_phases",
     seeds="0,1",
-    recipe="epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 1.0, phase_bins 4, accelerator cpu, cine_keep 1.0",
+    recipe=(
+        "epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 1.0, phase_bins 4, accelerator cpu, "
+        "cine_keep 1.0"
+    ),
     pretrain_recipe="epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 1.0, accelerator cpu",
     workers=1,
     n_boot=100,

@@ -1,4 +1,6 @@
-"Many processes and one: the same loss, the same gradients, the same run. Processes talk through gloo on this machine."
+"""Many processes and one: the same loss, the same gradients, the same run. Processes talk through gloo on
+this machine.
+"""
 
 import json
 import os
@@ -7,40 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PROGRAMS
 
-GRADIENTS = """
-import json, os, sys
-import torch, torch.distributed as dist
-from functools import partial
-from lightning_fabric import Fabric
-from ptacl.config import TrainConfig
-from ptacl.training.distributed import StartedDDP, own_rows, this_process
-from ptacl.training.large_batch import take_rows
-from ptacl.models.ptacl import Batch, model_from_config
-from ptacl.training.loop import TrainState, optimizer_from_config, train_step
-
-torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64) # Fabric gives outputs this type
-rank, world = this_process()
-fabric = Fabric(accelerator="cpu", devices=world, precision="64-true", strategy=StartedDDP(broadcast_buffers=False)) if world > 1 else Fabric(accelerator="cpu", devices=1, precision="64-true")
-fabric.launch()
-found = []
-for B, micro, local_weight in json.loads(sys.argv[1]):
-    cfg = TrainConfig(window_s=1., n_frames=4, crop_px=16, phase_bins=4, embed_dim=16, ecg_keep=1., local_weight=local_weight, precision="32-true", accelerator="cpu", clip_norm=1e9, warmup_share=0.5)
-    torch.manual_seed(0)
-    phase = (torch.arange(500)-25)/400%1 # patches and frames lie in the bins, so that the local loss has something to compare
-    batch = Batch(torch.randn(B, 12, 500), torch.rand(B, 12) > .1, phase.expand(B, -1), torch.rand(B, 500) > .3, torch.rand(B, 4, 16, 16), (torch.arange(4)/4+torch.rand(B, 1)/50)%1, (torch.arange(4)/4).expand(B, -1))
-    batch = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
-    model = model_from_config(cfg)
-    state = TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric)
-    own = own_rows(B, rank, world)
-    mine = take_rows(batch, slice(own.start, own.stop))
-    parts = [partial(take_rows, mine, slice(i, i+micro)) for i in range(0, len(own), micro)] if micro else mine
-    row = train_step(state, parts, cfg, 4, [str(i) for i in range(B)])
-    grads = {n: p.grad for n, p in model.named_parameters()}
-    if rank == 0: found.append((dict(loss=row["loss"], grad_norm=row["grad_norm"]), grads))
-if rank == 0: torch.save(found, sys.argv[2])
-"""
+GRADIENTS = (PROGRAMS / "gradients.py").read_text(encoding="utf-8")
 
 
 def free_port() -> int:
@@ -103,7 +74,9 @@ def one_process(tmp_path_factory):
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_processes_have_the_loss_and_gradients_of_one(n, one_process, tmp_path):
-    "float64, the whole step: gather, loss, backward, DDP; also batches that cannot be divided, and the gradient cache."
+    """float64, the whole step: gather, loss, backward, DDP; also batches that cannot be divided, and the
+    gradient cache.
+    """
     import torch
 
     processes(n, GRADIENTS, json.dumps(CASES), str(tmp_path / "found.pt"))
@@ -118,37 +91,13 @@ def test_processes_have_the_loss_and_gradients_of_one(n, one_process, tmp_path):
         assert worst < 1e-10 < max(g.abs().max().item() for g in grads1.values()), (case, worst)
 
 
-RUN = """
-import json, sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from ptacl.data.cohort import read_cohort
-from ptacl.config import TrainConfig
-from ptacl.core import samples_dir, seed_everything
-from ptacl.models.ptacl import model_from_config
-from ptacl.data.batches import load_pairs
-from ptacl.training.run_folder import open_run
-from ptacl.training.loop import fit
-torch.set_num_threads(1)
-folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
-cfg = TrainConfig(**(dict(out=str(folder), epochs=4, batch_size=7, window_s=1., n_frames=4, crop_px=16, phase_bins=4, workers=1, precision="32-true", accelerator="cpu", checkpoint_every=2, average_pairs=30, keep_best="val_loss", noise_mv=.05)|changes))
-run = open_run(cfg, samples_dir())
-cohort = read_cohort(samples_dir())
-pairs, _ = load_pairs(replace(cohort, table=cohort.table.head(22)), cfg, progress=False)
-pairs.table["split"] = ["train"]*15+["val"]*7
-seed_everything(cfg.seed)
-calls = []
-state = fit(cfg, model_from_config(cfg), pairs.take(range(15)), pairs.take(range(15, 22)), checkpoint=run.checkpoint, progress=False, on_log=calls.append)
-(folder/f"rank{state.fabric.global_rank}.json").write_text(json.dumps(dict(log=state.log, calls=len(calls), files=sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")))))
-torch.save(state.model.state_dict(), folder/f"rank{state.fabric.global_rank}.pt")
-run.leave_to_first()
-run.finish(dict(done=True))
-"""
+RUN = (PROGRAMS / "run_in_processes.py").read_text(encoding="utf-8")
 
 
 def test_two_processes_train_like_one(tmp_path):
-    "The whole of `fit`: the same batches with the same augmentation, so the same losses up to rounding; only the first process logs and saves; all end with the same weights."
+    """The whole of `fit`: the same batches with the same augmentation, so the same losses up to rounding;
+    only the first process logs and saves; all end with the same weights.
+    """
     import torch
 
     processes(1, RUN, str(tmp_path / "one"), "{}")

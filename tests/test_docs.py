@@ -1,4 +1,6 @@
-"The documentation site: built whole from the stored notebooks without a warning, and a build that fails where something is wrong."
+"""The documentation site: built whole from the stored notebooks without a warning, and a build that fails
+where something is wrong.
+"""
 
 import json
 import re
@@ -107,7 +109,10 @@ def test_nothing_comes_from_elsewhere(site):
 
 # ---- a small project in which something is wrong
 
-SIDEBAR = "website: {sidebar: {contents: [{section: Start, contents: [index.ipynb]}, {section: Reference, contents: [10_one.ipynb]}]}}"
+SIDEBAR = (
+    "website: {sidebar: {contents: [{section: Start, contents: [index.ipynb]}, {section: Reference, "
+    "contents: [10_one.ipynb]}]}}"
+)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"The docs in a browser, opened from the disk: search, figures, and no request that leaves the machine. Slow; wants Chromium, its driver and selenium."
+"""The docs in a browser, opened from the disk: search, figures, and no request that leaves the machine. Slow;
+wants Chromium, its driver and selenium.
+"""
 
 import json
 import os
@@ -107,11 +109,17 @@ def test_search_finds_the_entry(driver, site):
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("width, theme", [(1400, "light"), (390, "dark")])
 def test_page(driver, site, page, width, theme):
-    "Every picture is drawn, nothing is wider than the page, nothing is fetched from elsewhere, no script fails."
-    requests(driver), driver.get_log("browser")
+    """Every picture is drawn, nothing is wider than the page, nothing is fetched from elsewhere, no script
+    fails.
+    """
+    requests(driver)
+    driver.get_log("browser")
     show(driver, site, page, width, theme)
     sizes = driver.execute_script(
-        "for (const i of document.images) i.loading = 'eager'; return Promise.all(Array.from(document.images).map(i => i.decode().catch(() => 0))).then(() => Array.from(document.images).map(i => [i.src, i.naturalWidth]))"
+        """for (const i of document.images) i.loading = 'eager'; return
+        Promise.all(Array.from(document.images).map(i => i.decode().catch(() => 0))).then(() =>
+        Array.from(document.images).map(i => [i.src, i.naturalWidth]))
+        """
     )
     assert all(w > 0 for _, w in sizes) and (
         len(sizes) >= 2 if page.startswith(("concepts", "tutorials")) else True

@@ -13,9 +13,9 @@ import torch
 from ptacl.config import TrainConfig
 from ptacl.core import sample_path
 from ptacl.data.ecg import STANDARD_LEADS, read_ecg
+from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.saved import save_pretrained
 from ptacl.models.systems import build_system
-from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.use.embed import PhenotypeProbe, embed, embed_command, left_out, predict
 
 SECRET = "Millerovska"  # a name that must not appear anywhere
@@ -57,7 +57,9 @@ def command(repo, *args):
 
 
 def test_command_embeds_a_folder(repo, run, encoder, tmp_path):
-    "All records of a folder, under their paths in it, equal to what Python gives; what cannot be read is listed; nobody's name is printed or written."
+    """All records of a folder, under their paths in it, equal to what Python gives; what cannot be read is
+    listed; nobody's name is printed or written.
+    """
     folder = tmp_path / "ecgs"
     (folder / "below").mkdir(parents=True)
     for k in range(1, 5):
@@ -66,7 +68,8 @@ def test_command_embeds_a_folder(repo, run, encoder, tmp_path):
                 p := sample_path("ecg", f"sim-{k:04}.{suffix}"), folder / ("below" if k == 4 else "") / p.name
             )
     (folder / "bad.xml").write_text(
-        f"<RestingECG><PatientDemographics><PatientLastName>{SECRET}</PatientLastName></PatientDemographics></RestingECG>"
+        f"<RestingECG><PatientDemographics><PatientLastName>{SECRET}"
+        "</PatientLastName></PatientDemographics></RestingECG>"
     )
     (folder / "cut.hea").write_text((folder / "sim-0001.hea").read_text().replace("sim-0001", "cut"))
     (folder / "notes.txt").write_text(SECRET)
@@ -88,7 +91,9 @@ def test_command_embeds_a_folder(repo, run, encoder, tmp_path):
 
 
 def test_command_refuses(run, tmp_path, capsys, monkeypatch):
-    "Nothing readable is exit code 1, wrong arguments are 2, and no output appears; without pyarrow it says so before any work."
+    """Nothing readable is exit code 1, wrong arguments are 2, and no output appears; without pyarrow it says
+    so before any work.
+    """
     (tmp_path / "bad.xml").write_text("<RestingECG/>")
     asked = [str(tmp_path), "--encoder", str(run), "--out"]
     assert embed_command([*asked, str(tmp_path / "z.tsv")]) == 1
@@ -199,7 +204,9 @@ def test_a_half_probe_is_noticed(encoder, run):
 
 
 def test_real_recordings(encoder, real_data):
-    "Public recordings of several sources and formats: unit vectors, and two-lead Holter records are left out with the reason."
+    """Public recordings of several sources and formats: unit vectors, and two-lead Holter records are left
+    out with the reason.
+    """
     files = (
         sorted((real_data / "ecg_wfdb").glob("*.hea"))[:4]
         + sorted((real_data / "ecg_other").rglob("*.xml"))

@@ -1,4 +1,6 @@
-"What the loop owes a person whose machine, disk or data fails: no weight lost, no silent nonsense, the same result."
+"""What the loop owes a person whose machine, disk or data fails: no weight lost, no silent nonsense, the same
+result.
+"""
 
 import errno
 import json
@@ -8,10 +10,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROGRAMS
 
 from ptacl.config import TrainConfig, save_config
 from ptacl.core import BadInput, samples_dir, seed_everything
@@ -72,85 +76,9 @@ def train(cfg, pairs, **options):
 
 # ---- killed and started again
 
-# Imports once; then every start of training is a fork of this process, a few milliseconds. It answers one line of JSON for each.
-SERVER = """
-import json, os, random, signal, sys, time
-from dataclasses import replace
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from ptacl.training import loop as trainer
-from ptacl.data.cohort import read_cohort
-from ptacl.config import load_config
-from ptacl.core import samples_dir, seed_everything
-from ptacl.models.ptacl import model_from_config
-from ptacl.data.batches import load_pairs
-
-folder, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-cfg, rng = load_config(folder/"config.json"), random.Random(seed)
-cohort = read_cohort(samples_dir())
-pairs, _ = load_pairs(replace(cohort, table=cohort.table.head(20)), cfg, progress=False)
-train, val = pairs.take(range(14)), pairs.take(range(14, 20))
-val.table["split"] = "val"
-
-def start(name, tell):
-    "Train in a fork, which tells of every step and of every save as it begins."
-    pid = os.fork()
-    if pid: return pid
-    save = torch.save
-    def slow_save(content, path):
-        "Half of the file, a word to the parent, then the rest: there is time to die in between."
-        save(content, path)
-        whole = Path(path).read_bytes()
-        with open(path, "wb") as f:
-            f.write(whole[:len(whole)//2])
-            f.flush()
-            os.write(tell, b"w")
-            if whole_speed is None: time.sleep(0.004)
-            f.write(whole[len(whole)//2:])
-    whole_speed = None if name == "cut" else 1
-    torch.save = slow_save
-    try:
-        seed_everything(cfg.seed)
-        state = trainer.fit(cfg, model_from_config(cfg), train, val, checkpoint=folder/name/"last.ckpt", progress=False, on_log=lambda row: os.write(tell, b"s"))
-        save(state.model.state_dict(), folder/name/"final.pt")
-    finally: os._exit(0 if (folder/name/"final.pt").exists() else 1)
-
-def wait(pid): return os.waitpid(pid, 0)[1]
-
-for name in ("whole", "cut"): (folder/name).mkdir()
-read, write = os.pipe()
-began = time.time()
-assert wait(start("whole", write)) == 0
-span = time.time()-began
-os.set_blocking(read, False)
-done, during_save, seen, tries = 0, 0, [], 0
-while done < kills:
-    tries += 1
-    try: os.read(read, 1 << 20) # words of the one before
-    except BlockingIOError: ""
-    pid = start("cut", write)
-    want_save = done%2 == 1
-    if want_save: # die in the half-written file of some save
-        left = rng.randrange(1, 4)
-        while left and os.waitpid(pid, os.WNOHANG) == (0, 0):
-            try: left -= os.read(read, 1).count(b"w")
-            except BlockingIOError: time.sleep(0.0005)
-    else: time.sleep(rng.uniform(0.2, 0.6)*span/5)
-    try: os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError: break
-    try: status = wait(pid)
-    except ChildProcessError: break
-    if status != signal.SIGKILL: break # it had ended before
-    half = [p for p in (folder/"cut").iterdir() if p.name.startswith(".")]
-    during_save += bool(half)
-    if (folder/"cut"/"last.ckpt").exists(): seen.append(torch.load(folder/"cut"/"last.ckpt", weights_only=True)["step"])
-    done += 1
-assert wait(start("cut", write)) == 0
-left_over = [p.name for p in (folder/"cut").iterdir() if p.name.startswith(".")]
-a, b = (torch.load(folder/name/"final.pt", weights_only=True) for name in ("whole", "cut"))
-print(json.dumps(dict(kills=done, during_save=during_save, steps=seen, left_over=left_over, equal=a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), span=span)))
-"""
+# Imports once; then every start of training is a fork of this process, a few milliseconds. It answers one
+# line of JSON for each.
+SERVER = (PROGRAMS / "killed_training.py").read_text(encoding="utf-8")
 
 
 def kill_often(tmp_path, cfg, seed: int, kills: int) -> dict:
@@ -168,14 +96,18 @@ def kill_often(tmp_path, cfg, seed: int, kills: int) -> dict:
 
 
 def check_kills(found: dict, kills: int):
-    "Every kill took, progress was never lost, the end is the same bit for bit, and no half-written file stays."
+    """Every kill took, progress was never lost, the end is the same bit for bit, and no half-written file
+    stays.
+    """
     assert found["kills"] == kills and found["equal"] and not found["left_over"], found
     assert found["during_save"] >= kills // 4, found
     assert found["steps"] == sorted(found["steps"]) and found["steps"][-1] > 0, found
 
 
 def test_twenty_kills_change_nothing(tmp_path):
-    "SIGKILL at 20 moments, every second one while a checkpoint is half written: dropout, running mean, best weights and all, the weights end the same."
+    """SIGKILL at 20 moments, every second one while a checkpoint is half written: dropout, running mean, best
+    weights and all, the weights end the same.
+    """
     found = kill_often(
         tmp_path,
         replace(TINY, epochs=20, checkpoint_every=1, dropout=0.1, average_pairs=20, keep_best="val_loss"),
@@ -269,7 +201,9 @@ except (OSError, RuntimeError) as e: print(type(e).__name__)
 
 
 def test_sigterm_saves_and_ends_in_order(pairs, tmp_path, capsys):
-    "The cluster's warning at any step: saved, exit code 0, said how to go on, and the same weights in the end."
+    """The cluster's warning at any step: saved, exit code 0, said how to go on, and the same weights in the
+    end.
+    """
     whole = train(TINY, pairs)
     before = signal.getsignal(signal.SIGTERM)
 
@@ -288,7 +222,9 @@ def test_sigterm_saves_and_ends_in_order(pairs, tmp_path, capsys):
 
 
 def test_nan_recording_stops_with_its_name(pairs, tmp_path):
-    "One sample of one ECG is NaN: step, participants, the culprit, and where it shows; the checkpoint before it is good."
+    """One sample of one ECG is NaN: step, participants, the culprit, and where it shows; the checkpoint
+    before it is good.
+    """
     signals = np.array(pairs.signal_PLT)
     signals[3, 4] = np.nan
     bad = replace(pairs, signal_PLT=signals)
@@ -320,7 +256,11 @@ def test_exploding_weights_are_named(pairs):
         state.model.ecg_head.layers[1].weight[0, 0] = math.inf
     with pytest.raises(
         FloatingPointError,
-        match="none\nfirst output of the model that is not finite: ecg_head.layers.1\nweights that are not finite: ecg_head.layers.1.weight\nlargest gradients \\(the step before\\): [a-z_]+.*[0-9]",
+        match=(
+            "none\nfirst output of the model that is not finite: ecg_head.layers.1\nweights that are "
+            "not finite: ecg_head.layers.1.weight\nlargest gradients \\(the step before\\): "
+            "[a-z_]+.*[0-9]"
+        ),
     ):
         train_step(state, next(batches)[1], TINY, 30, ids[:4])
 
@@ -353,7 +293,9 @@ def test_early_stopping_is_refused_on_the_test_part(pairs):
 
 
 def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
-    "A metric that is best at step 9 of 36: the model that comes back has the loss of that evaluation and of no other, also after a resumed run."
+    """A metric that is best at step 9 of 36: the model that comes back has the loss of that evaluation and of
+    no other, also after a resumed run.
+    """
     cfg = replace(TINY, epochs=12, eval_every=1, keep_best="val_off", lr=3e-3)
 
     def score(model, val, cfg, n_batches):
@@ -392,7 +334,9 @@ def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
 
 
 def test_cached_run_is_the_plain_run(pairs):
-    "A whole training in micro-batches ends where the plain one ends, up to rounding; dropout is off, so no draw differs."
+    """A whole training in micro-batches ends where the plain one ends, up to rounding; dropout is off, so no
+    draw differs.
+    """
     plain, cached = (train(replace(TINY, micro_batch=m, batch_size=7, epochs=3), pairs) for m in (0, 2))
     assert (
         max(abs(a["loss"] - b["loss"]) for a, b in zip(plain.log, cached.log, strict=True) if "loss" in a)
@@ -419,7 +363,9 @@ def test_checkpointed_blocks_change_nothing(pairs):
 
 
 def test_memory_of_a_large_batch_is_that_of_its_micro_batch(pairs):
-    "What is held for the backward pass, counted: 16 times the micro-batch under 1.3 times its memory; the inputs are made micro-batch by micro-batch."
+    """What is held for the backward pass, counted: 16 times the micro-batch under 1.3 times its memory; the
+    inputs are made micro-batch by micro-batch.
+    """
     cfg = replace(TINY, micro_batch=0)
     part = pairs.take(np.arange(128) % 14)
     part.table["participant_id"] = [str(i) for i in range(128)]
@@ -430,13 +376,15 @@ def test_memory_of_a_large_batch_is_that_of_its_micro_batch(pairs):
             step_batches(replace(cfg, batch_size=B, micro_batch=micro), part, 0, 1, range(1), "cpu", 120)
         )[1]
         held.append(
-            peak_saved_bytes(lambda: train_step(state, batch, cfg, 10, ["?"] * B), state.model.parameters())
+            peak_saved_bytes(partial(train_step, state, batch, cfg, 10, ["?"] * B), state.model.parameters())
         )
     assert held[1] < 1.3 * held[0]
 
 
 def test_infonce_in_blocks_holds_no_matrix():
-    "The loss of 6,000 pairs saves the embeddings for its backward pass, not 36 million similarities; value and gradients as the plain formula's."
+    """The loss of 6,000 pairs saves the embeddings for its backward pass, not 36 million similarities; value
+    and gradients as the plain formula's.
+    """
     torch.manual_seed(0)
     a = torch.randn(6000, 8, dtype=torch.float64, requires_grad=True)
     b = torch.randn(6000, 8, dtype=torch.float64, requires_grad=True)
@@ -499,7 +447,9 @@ def test_compiled_run_is_the_plain_run(pairs):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("micro_batch", [0, 3])
 def test_cuda_trains_and_resumes(pairs, tmp_path, precision, micro_batch):
-    "A few epochs on a GPU, cut by SIGTERM and gone on with: finite, complete, and near the losses of the CPU."
+    """A few epochs on a GPU, cut by SIGTERM and gone on with: finite, complete, and near the losses of the
+    CPU.
+    """
     cfg = replace(
         TINY,
         accelerator="cuda",

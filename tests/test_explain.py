@@ -1,4 +1,6 @@
-"Explanations beyond the notebook: every system with a CMR side, mean pooling, one pair among others, the full window, plots with units."
+"""Explanations beyond the notebook: every system with a CMR side, mean pooling, one pair among others, the
+full window, plots with units.
+"""
 
 from dataclasses import replace
 
@@ -108,12 +110,15 @@ def test_a_pair_is_explained_as_if_alone(prepared):
 
 
 def test_rollout_of_a_mean_pooled_encoder(prepared):
-    "Uniform attention over N tokens in d blocks: a patch has (1 - (1 - 2^-d)/N)/(N - 1) of the mean of the patches."
+    """Uniform attention over N tokens in d blocks: a patch has (1 - (1 - 2^-d)/N)/(N - 1) of the mean of the
+    patches.
+    """
     model, batch = system_and_batch("ptacl", prepared)
     model.ecg_encoder = ECGEncoder(500, dim=32, depth=2, heads=4, pool="mean").eval()
     with torch.no_grad():
         for block in model.ecg_encoder.blocks:
-            block.attention.qkv.weight.zero_(), block.attention.qkv.bias.zero_()
+            block.attention.qkv.weight.zero_()
+            block.attention.qkv.bias.zero_()
     N = 121
     rolled = attention_rollout(model, batch.signal_BLT, torch.ones(2, 12, dtype=torch.bool))
     assert torch.allclose(rolled, torch.full((2, 12, 10), (1 - (1 - 0.25) / N) / (N - 1)), atol=1e-7)

@@ -26,10 +26,13 @@ def test_skips():
 
 @pytest.fixture
 def git(repo, tmp_path):
-    "A new repository with this one's attributes and nbdev's hooks, whose home is temporary too; returns its `git`."
+    """A new repository with this one's attributes and nbdev's hooks, whose home is temporary too; returns its
+    `git`.
+    """
     home = tmp_path / "home"
     top = tmp_path / "project"
-    home.mkdir(), (top / "nbs").mkdir(parents=True)
+    home.mkdir()
+    (top / "nbs").mkdir(parents=True)
     tools = str(Path(sys.executable).parent)
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     env |= {
@@ -72,7 +75,8 @@ def test_merge_driver_joins_two_edits_of_a_notebook(git):
             new_code_cell(last, id="c2"),
         ]
         nbformat.write(new_notebook(cells=cells), path)
-        git("add", "-A"), git("commit", "-q", "-m", message)
+        git("add", "-A")
+        git("commit", "-q", "-m", message)
 
     save("a = 1", "b = 1", 1, "start")
     git("checkout", "-q", "-b", "other")
@@ -89,7 +93,9 @@ def test_sample_data_is_kept_bit_for_bit(git):
     sample = git.top / "data_samples" / "ecg.hea"
     nb = git.top / "nbs" / "a.ipynb"
     sample.parent.mkdir()
-    sample.write_bytes(b"p001 12 500\r\n"), nb.write_bytes(b"{}\r\n")
-    git("add", "-A"), git("commit", "-q", "-m", "data")
+    sample.write_bytes(b"p001 12 500\r\n")
+    nb.write_bytes(b"{}\r\n")
+    git("add", "-A")
+    git("commit", "-q", "-m", "data")
     assert git("cat-file", "-s", "HEAD:data_samples/ecg.hea").strip() == "13"
     assert git("cat-file", "-s", "HEAD:nbs/a.ipynb").strip() == "3"

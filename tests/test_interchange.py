@@ -1,4 +1,6 @@
-"Published encoders: our reading of their weights against forward passes written here from the published names alone."
+"""Published encoders: our reading of their weights against forward passes written here from the published
+names alone.
+"""
 
 import json
 import math
@@ -237,7 +239,9 @@ def test_as_published_without_the_last_norm(tmp_path):
 
 @torch.no_grad()
 def test_every_weight_matters(tmp_path):
-    "No published weight is dropped on the way: changing any one of them changes what comes out, as it does theirs."
+    """No published weight is dropped on the way: changing any one of them changes what comes out, as it does
+    theirs.
+    """
     size = dict(D=8, depth=1, hidden=16, leads=12, columns=2, patch=5)
     x = torch.randn(1, 12, 10, generator=torch.Generator().manual_seed(2))
     w = vitmae_state(**size)
@@ -277,7 +281,9 @@ def test_missing_and_unknown_names_are_listed(tmp_path):
 
 @torch.no_grad()
 def test_saved_in_our_layout_it_is_ours(tmp_path):
-    "A published encoder, once read, is saved and read by ECGEncoder's own methods; nothing of their layout is left."
+    """A published encoder, once read, is saved and read by ECGEncoder's own methods; nothing of their layout
+    is left.
+    """
     w = vitmae_state(**SMALL)
     encoder = vitmae_encoder(
         save_weights(w, dict(num_attention_heads=4, image_size=[12, 40]), tmp_path / "theirs")

@@ -1,4 +1,6 @@
-"JupyterLab as a person uses it, in Debian's Chromium: train.ipynb run to its last figure, explore.ipynb moved by its slider; nothing is asked of the world outside."
+"""JupyterLab as a person uses it, in Debian's Chromium: train.ipynb run to its last figure, explore.ipynb
+moved by its slider; nothing is asked of the world outside.
+"""
 
 import json
 import os
@@ -35,12 +37,17 @@ class Lab:
         "Open a notebook and wait until its kernel answers."
         self.driver.get(f"{self.address}/lab/tree/{name}?token={TOKEN}&reset")
         self.wait(
-            f"return window.jupyterapp?.shell?.currentWidget?.context?.path === '{name}' && !!jupyterapp.shell.currentWidget.sessionContext?.session?.kernel",
+            (
+                f"return window.jupyterapp?.shell?.currentWidget?.context?.path === '{name}' && "
+                "!!jupyterapp.shell.currentWidget.sessionContext?.session?.kernel"
+            ),
             90,
         )
         assert (
             self.later(
-                "await panel.context.ready; await panel.sessionContext.ready; return (await panel.sessionContext.session.kernel.info).status"
+                """await panel.context.ready; await panel.sessionContext.ready; return (await
+                panel.sessionContext.session.kernel.info).status
+                """
             )
             == "ok"
         )
@@ -48,10 +55,16 @@ class Lab:
     def run_all(self, limit_s: float) -> None:
         "The command behind the menu's Run All Cells; waits until the last cell is done."
         self.later(
-            "await panel.context.save(); panel.runAll = jupyterapp.commands.execute('notebook:run-all-cells'); return true"
+            """await panel.context.save(); panel.runAll = jupyterapp.commands.execute('notebook:run-all-
+            cells'); return true
+            """
         )
         self.wait(
-            "const cells = [...jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type === 'code'); return cells.every(c => c.executionCount) || cells.some(c => [...c.outputs.toJSON()].some(o => o.output_type === 'error'))",
+            (
+                "const cells = [...jupyterapp.shell.currentWidget.content.model.cells].filter(c => "
+                "c.type === 'code'); return cells.every(c => c.executionCount) || cells.some(c => "
+                "[...c.outputs.toJSON()].some(o => o.output_type === 'error'))"
+            ),
             limit_s,
         )
 
@@ -59,7 +72,9 @@ class Lab:
         "Outputs of every cell, from the notebook's model (cells out of sight are not in the page)."
         return json.loads(
             self.driver.execute_script(
-                "return JSON.stringify([...jupyterapp.shell.currentWidget.content.model.cells].map(c => c.type === 'code' ? c.outputs.toJSON() : []))"
+                """return JSON.stringify([...jupyterapp.shell.currentWidget.content.model.cells].map(c =>
+                c.type === 'code' ? c.outputs.toJSON() : []))
+                """
             )
         )
 
@@ -71,7 +86,9 @@ class Lab:
     def later(self, body: str) -> object:
         "Run JavaScript that waits; `panel` is the notebook in front."
         answer = self.driver.execute_async_script(
-            f"const done = arguments[arguments.length-1], panel = jupyterapp.shell.currentWidget; (async () => {{ {body} }})().then(v => done({{value: v}}), e => done({{error: String(e)}}))"
+            "const done = arguments[arguments.length-1], panel = jupyterapp.shell.currentWidget; "
+            f"(async () => {{ {body} }})().then(v => done({{value: v}}), e => done({{error: "
+            f"String(e)}}))"
         )
         assert "error" not in answer, answer
         return answer["value"]
@@ -172,7 +189,8 @@ def start_browser(profile: Path, width: int = 1400, height: int = 1000):
     chromium, chromedriver = (shutil.which(name) for name in ("chromium", "chromedriver"))
     if not chromium or not chromedriver:
         pytest.skip(
-            f"no {'chromium' if not chromium else 'chromedriver'} here: apt-get install chromium chromium-driver"
+            f"no {'chromium' if not chromium else 'chromedriver'} here: apt-get install chromium "
+            "chromium-driver"
         )
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
@@ -218,13 +236,21 @@ def test_train_runs_to_its_last_figure(lab):
     assert sum("image/png" in o.get("data", {}) for outs in outputs for o in outs) == 5
     lab.show_cell(pictures[-1])
     shown = lab.wait(
-        f"const cell = jupyterapp.shell.currentWidget.content.widgets[{pictures[-1]}], img = cell.node.querySelector('.jp-OutputArea img'); return img && img.naturalWidth ? [img.naturalWidth, img.getBoundingClientRect().width] : null",
+        (
+            f"const cell = jupyterapp.shell.currentWidget.content.widgets[{pictures[-1]}], img = "
+            "cell.node.querySelector('.jp-OutputArea img'); return img && img.naturalWidth ? "
+            "[img.naturalWidth, img.getBoundingClientRect().width] : null"
+        ),
         30,
     )
     assert shown[0] > 400 and shown[1] > 300  # pixels: the probe's figure, on the screen
     assert (
         lab.driver.execute_script(
-            'return jupyterapp.shell.currentWidget.content.node.querySelectorAll(\'[data-mime-type="application/vnd.jupyter.stderr"] .ansi-red-fg, .jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]\').length'
+            "return "
+            "jupyterapp.shell.currentWidget.content.node.querySelectorAll("
+            '\'[data-mime-type="application/vnd.jupyter.stderr"] '
+            ".ansi-red-fg, "
+            '.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]\').length'
         )
         == 0
     )
@@ -234,13 +260,20 @@ def test_train_runs_to_its_last_figure(lab):
 def pixels(lab: Lab, selector: str) -> str:
     "The picture that an element of the page shows, as text."
     return lab.driver.execute_script(
-        "const img = document.querySelector(arguments[0]); if (img.tagName === 'CANVAS') return img.toDataURL(); const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight; c.getContext('2d').drawImage(img, 0, 0); return c.toDataURL()",
+        (
+            "const img = document.querySelector(arguments[0]); if (img.tagName === 'CANVAS') return "
+            "img.toDataURL(); const c = document.createElement('canvas'); c.width = img.naturalWidth; "
+            "c.height = img.naturalHeight; c.getContext('2d').drawImage(img, 0, 0); return "
+            "c.toDataURL()"
+        ),
         selector,
     )
 
 
 def test_explorer_moves(lab):
-    "The slider's arrow key moves the heart and the lines on the ECG; the button plays; the movie plays by itself."
+    """The slider's arrow key moves the heart and the lines on the ECG; the button plays; the movie plays by
+    itself.
+    """
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -255,7 +288,10 @@ def test_explorer_moves(lab):
     )
     lab.show_cell(at)
     heart = "img.ptacl-heart"
-    caption = "return [...document.querySelectorAll('.widget-html-content')].map(n => n.textContent).find(t => t.startsWith('frame ')) || ''"
+    caption = (
+        "return [...document.querySelectorAll('.widget-html-content')].map(n => n.textContent).find(t "
+        "=> t.startsWith('frame ')) || ''"
+    )
     lines = "return [...document.querySelectorAll('.ptacl-lines div')].map(n => n.style.left)"
     assert lab.wait(caption, 60) == "frame 1 of 25 · phase 0.00 · 0 ms after R · ED"
     lab.wait(f"return document.querySelector({heart!r})?.naturalWidth", 30)
@@ -282,7 +318,10 @@ def test_explorer_moves(lab):
     )
     lab.show_cell(movie)
     first = lab.wait(
-        "return document.querySelector('[data-movie] canvas') && document.querySelector('[data-movie] .caption').textContent",
+        (
+            "return document.querySelector('[data-movie] canvas') && "
+            "document.querySelector('[data-movie] .caption').textContent"
+        ),
         20,
     )
     lab.wait(

@@ -1,4 +1,6 @@
-"What must hold of the model and the loop whatever they learn: weights, split, overfitting, nothing of the held-out or of a neighbour. (Kills: test_engine.)"
+"""What must hold of the model and the loop whatever they learn: weights, split, overfitting, nothing of the
+held-out or of a neighbour. (Kills: test_engine.)
+"""
 
 from dataclasses import replace
 
@@ -10,8 +12,8 @@ from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
 from ptacl.data.batches import draw_batch, load_pairs
 from ptacl.data.cohort import read_cohort
-from ptacl.models.ptacl import Batch, count_parameters, model_from_config
 from ptacl.models.objective import objective
+from ptacl.models.ptacl import Batch, count_parameters, model_from_config
 from ptacl.training.loop import (
     TrainState,
     embed_pairs,
@@ -49,7 +51,9 @@ def new_state(cfg, pairs):
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
 def test_local_loss_adds_no_weight(preset):
-    "The same weights, by number and by name, with and without the local loss; and each of them gets a gradient from the global loss alone."
+    """The same weights, by number and by name, with and without the local loss; and each of them gets a
+    gradient from the global loss alone.
+    """
     with torch.device("meta"):
         with_local, without = (
             model_from_config(TrainConfig(preset=preset, local_weight=w)) for w in (0.3, 0.0)

@@ -1,4 +1,6 @@
-"Every notebook runs from top to bottom: library, tutorials and pages as nbdev_test runs them, experiments by papermill here or in the tests that are named after them."
+"""Every notebook runs from top to bottom: library, tutorials and pages as nbdev_test runs them, experiments
+by papermill here or in the tests that are named after them.
+"""
 
 import os
 import shutil
@@ -26,7 +28,9 @@ BY_PAPERMILL = (
 
 
 def test_notebooks_run(repo):
-    "nbdev_test, two notebooks at a time with one thread each; a failure names its notebook and shows its traceback."
+    """nbdev_test, two notebooks at a time with one thread each; a failure names its notebook and shows its
+    traceback.
+    """
     env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = shutil.which("nbdev_test", path=f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}")
     assert command, "nbdev_test is not installed: pip install -c constraints.txt -e '.[dev]'"
@@ -93,7 +97,9 @@ SMALLEST = {
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_experiment_runs(name, repo, tmp_path):
-    "At sizes that take seconds: no error, its figures, what it is there to say, and the tables that a page of the docs reads."
+    """At sizes that take seconds: no error, its figures, what it is there to say, and the tables that a page
+    of the docs reads.
+    """
     params, figures, words = SMALLEST[name]
     if name == "benchmark.ipynb":
         params = params | dict(out=str(tmp_path / "tables"))

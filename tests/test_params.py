@@ -1,4 +1,6 @@
-"The parameters cell of an experiment and its dataclass say the same; wrong parameters stop in the first cell."
+"""The parameters cell of an experiment and its dataclass say the same; wrong parameters stop in the first
+cell.
+"""
 
 from dataclasses import fields
 

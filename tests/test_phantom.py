@@ -1,4 +1,6 @@
-"The phantom: `data_samples` can be remade byte for byte, a participant does not depend on the cohort, and the published moments are hit."
+"""The phantom: `data_samples` can be remade byte for byte, a participant does not depend on the cohort, and
+the published moments are hit.
+"""
 
 import gzip
 import json
@@ -99,7 +101,9 @@ def test_a_cohort_that_was_cut_short_is_finished(tmp_path):
 
 
 def test_prevalence_changes_only_who_is_ill():
-    "The draws of a body and of a healthy heart do not depend on the prevalence, so cohorts can be compared person by person."
+    """The draws of a body and of a healthy heart do not depend on the prevalence, so cohorts can be compared
+    person by person.
+    """
     ill = draw_latents(3, 1, HEALTHY | {"pvc": 1.0})
     well = draw_latents(3, 1, HEALTHY)
     assert ill.pvc and not well.pvc
@@ -163,7 +167,9 @@ def test_links_have_their_published_strength(many):
 
 
 def test_sokolow_lyon_follows_the_mass_index():
-    "Measured on the ECGs, with noise. Published is r 0.28 in men (FIELD 6.3); to the tolerance of 0.07 comes the sampling error of a correlation in 570 men, 0.04."
+    """Measured on the ECGs, with noise. Published is r 0.28 in men (FIELD 6.3); to the tolerance of 0.07
+    comes the sampling error of a correlation in 570 men, 0.04.
+    """
     people = [draw_latents(k, 12, HEALTHY) for k in range(1200)]
     voltage = []
     index = []

@@ -1,6 +1,7 @@
 """prepare.ipynb and what it does with a cohort in which forty participants are spoiled, each in another way.
 
-The prepared store holds everybody else, the report says of each of the forty what is wrong, and nothing else has changed.
+The prepared store holds everybody else, the report says of each of the forty what is wrong, and nothing
+else has changed.
 """
 
 import hashlib
@@ -135,7 +136,9 @@ def swapped(x: np.ndarray) -> np.ndarray:
 
 
 def rate(place: Place, fs: int) -> None:
-    "Another sampling rate in the header; the samples stay. (Those of one participant, since not every heart shows it.)"
+    """Another sampling rate in the header; the samples stay. (Those of one participant, since not every heart
+    shows it.)
+    """
     x = (
         read_ecg(samples_dir() / "ecg" / "sim-0001").signal_LT
         + fs / 1e5 * np.sin(np.arange(5000)) * np.array([1, 1, 0, -1, 0.5, 0.5] + [0.3] * 6)[:, None]
@@ -271,7 +274,10 @@ SPOIL: dict[str, tuple[Callable[[Place], object], str, str]] = {
     "two hearts": (
         two_hearts,
         "cine",
-        r"\b2 (patients|people|persons|participants|studies|study)|other patient|different (patients|studies)|more than one (patient|study|visit|person)",
+        (
+            r"\b2 (patients|people|persons|participants|studies|study)|other patient|different "
+            r"(patients|studies)|more than one (patient|study|visit|person)"
+        ),
     ),
     "zip of the long axis": (long_axis, "cine", r"no series for sax"),
     "path out of the cohort": (
@@ -405,10 +411,8 @@ def prepared(tmp_path_factory) -> Prepared:
     cohort = read_source(folder)
     out = top / "store"
     settings = settings_of(CFG)
-    parts = (
-        out
-        / f"parts-{hashlib.sha256(json.dumps([ptacl.data.store.PREPARATION, settings], sort_keys=True).encode()).hexdigest()[:8]}"
-    )
+    prepared_by = json.dumps([ptacl.data.store.PREPARATION, settings], sort_keys=True)
+    parts = out / f"parts-{hashlib.sha256(prepared_by.encode()).hexdigest()[:8]}"
     full = hashlib.sha256(
         json.dumps(
             [faults["disk full"], f"ecg/{faults['disk full']}", f"cine/{faults['disk full']}.nii.gz"]
@@ -489,7 +493,9 @@ def test_they_are_what_they_would_be_alone(prepared):
 
 
 def test_nothing_else_changed(prepared):
-    "The source is as it was, byte for byte and to the nanosecond; beside it there is the store and nothing else; nothing temporary is left in it."
+    """The source is as it was, byte for byte and to the nanosecond; beside it there is the store and nothing
+    else; nothing temporary is left in it.
+    """
     assert prepared.before == prepared.after
     assert prepared.outside == ["cohort", "store"]
     names = {re.sub(r"-[0-9a-f]{12}", "", p.name) for p in prepared.store.root.iterdir()}
@@ -499,7 +505,9 @@ def test_nothing_else_changed(prepared):
 
 
 def test_nothing_personal_is_written(prepared):
-    "What files of UK Biobank say of a person, and what stands in a cell of the table, is in no file of the store and not on the page of the quality report."
+    """What files of UK Biobank say of a person, and what stands in a cell of the table, is in no file of the
+    store and not on the page of the quality report.
+    """
     written = (
         b"".join(p.read_bytes() for p in prepared.store.root.rglob("*") if p.is_file())
         + quality_html(prepared.store).encode()
@@ -509,7 +517,9 @@ def test_nothing_personal_is_written(prepared):
 
 
 def test_mended_ones_follow(prepared, tmp_path):
-    "What could not be written and the file that had vanished are there when it is run again; the others are not prepared again."
+    """What could not be written and the file that had vanished are there when it is run again; the others are
+    not prepared again.
+    """
     out = tmp_path / "store"
     shutil.copytree(prepared.store.root, out)
     old = {p: p.stat().st_mtime_ns for p in out.rglob("*.npy")}
@@ -530,7 +540,9 @@ def test_mended_ones_follow(prepared, tmp_path):
 
 @pytest.mark.parametrize("view, field", [("sax", "20209"), ("lax_4ch", "20208")])
 def test_bulk_files_become_a_store(tmp_path, view, field):
-    "XML and zip of four people and their table: who has both at the visit asked for is in the store, with that visit's phenotypes and nothing personal."
+    """XML and zip of four people and their table: who has both at the visit asked for is in the store, with
+    that visit's phenotypes and nothing personal.
+    """
     bulk = tmp_path / "bulk"
     bulk.mkdir()
     for k, (eid, ecg_visit, cine_visit) in enumerate(
@@ -569,7 +581,9 @@ def test_bulk_files_become_a_store(tmp_path, view, field):
 
 
 def test_no_real_recording_is_doubted(real_data):
-    "Thirty-eight records and three exports of machines: none is left out, none is taken for one with a wrong rate or exchanged leads."
+    """Thirty-eight records and three exports of machines: none is left out, none is taken for one with a
+    wrong rate or exchanged leads.
+    """
     paths = [
         *sorted((real_data / "ecg_wfdb").glob("*.hea")),
         *sorted((real_data / "ecg_other").rglob("*.xml")),

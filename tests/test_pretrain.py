@@ -1,4 +1,6 @@
-"pretrain.ipynb through papermill at tiny sizes: it learns, resumes bit for bit, and train.ipynb starts from what it leaves."
+"""pretrain.ipynb through papermill at tiny sizes: it learns, resumes bit for bit, and train.ipynb starts from
+what it leaves.
+"""
 
 import json
 import os
@@ -137,7 +139,9 @@ def test_run_folder(ecg_run):
 
 
 def test_killed_and_resumed_bit_for_bit(ecg_run, repo, cohort, tmp_path):
-    "SIGKILL of the notebook's processes in the middle of training; the same command goes on and ends with the same weights."
+    """SIGKILL of the notebook's processes in the middle of training; the same command goes on and ends with
+    the same weights.
+    """
     params = ECG | dict(data=str(cohort), out="run", checkpoint_every=2)
     process = subprocess.Popen(
         command("pretrain.ipynb", "cut.ipynb", params, repo),
@@ -162,7 +166,9 @@ def test_killed_and_resumed_bit_for_bit(ecg_run, repo, cohort, tmp_path):
 
 
 def test_training_starts_from_it(ecg_run, repo, cohort, tmp_path):
-    "train.ipynb with ecg_init; with no step taken its ECG encoder is the pre-trained one. Those without a scan are not in it."
+    """train.ipynb with ecg_init; with no step taken its ECG encoder is the pre-trained one. Those without a
+    scan are not in it.
+    """
     params = SMALL | dict(
         data=str(cohort),
         out="run",

@@ -1,4 +1,6 @@
-"The README's renderer: directives, pictures as files, links that work from the top folder, and a check that can fail."
+"""The README's renderer: directives, pictures as files, links that work from the top folder, and a check that
+can fail.
+"""
 
 import base64
 import subprocess
@@ -26,7 +28,8 @@ def project(tmp_path) -> Path:
     cells = [
         new_code_cell("#| hide\nfrom ptacl.core import sample_path"),
         new_markdown_cell(
-            "# ptacl\n\n> Title.\n\n[core](top/00_core.ipynb), [licence](../LICENSE), [web](https://e.x/a), [here](#a)\n\n![](images/own.png)"
+            "# ptacl\n\n> Title.\n\n[core](top/00_core.ipynb), [licence](../LICENSE), "
+            "[web](https://e.x/a), [here](#a)\n\n![](images/own.png)"
         ),
         new_markdown_cell("<!-- command: tests -->\n```\npip install -e . && pytest\n```"),
         new_code_cell(

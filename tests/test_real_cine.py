@@ -1,4 +1,6 @@
-"Real cines (skipped without PTACL_REAL_DATA): a dcm2niix study with times from its DICOM headers, and seven segmented short-axis stacks."
+"""Real cines (skipped without PTACL_REAL_DATA): a dcm2niix study with times from its DICOM headers, and seven
+segmented short-axis stacks.
+"""
 
 import io
 import json
@@ -31,7 +33,8 @@ from ptacl.data.cine import (
 # base to apex, as MANIFEST.md says; the code has to find this order itself
 SHORT_AXIS = ("Se11", "Se1", "Se2", "Se3", "Se4", "Se5")
 VENTRICLE = SHORT_AXIS[1:]  # Se11 lies above the valves
-# Centre of the left ventricle's cavity at end-diastole, (row, column) of the NIfTI, read off the pictures by eye, to about 2 pixels.
+# Centre of the left ventricle's cavity at end-diastole, (row, column) of the NIfTI, read off the pictures by
+# eye, to about 2 pixels.
 LV_CENTRE = {"Se1": (104, 131), "Se2": (105, 135), "Se3": (103, 133), "Se4": (102, 130), "Se5": (101, 124)}
 
 
@@ -110,7 +113,9 @@ def test_times_come_from_the_headers(study, headers):
 
 
 def test_without_the_headers_it_is_an_error(real_data, tmp_path):
-    "dcm2niix's own sidecar and its pixdim[4] = 0.034 s (850 ms for 25 frames, plausible and wrong) are not enough."
+    """dcm2niix's own sidecar and its pixdim[4] = 0.034 s (850 ms for 25 frames, plausible and wrong) are not
+    enough.
+    """
     folder = real_data / "cmr_nifti" / "biv-me_dcm2niix"
     for name in ("Se1", "Se8"):
         with pytest.raises(
@@ -132,7 +137,9 @@ def test_frames_are_in_the_order_of_the_times(study, headers, name):
 
 
 def test_geometry_against_the_authors_text(real_data, study, stack):
-    "Positions of SliceInfoFile.txt, extracted by the study's authors, give the same distances along the normal."
+    """Positions of SliceInfoFile.txt, extracted by the study's authors, give the same distances along the
+    normal.
+    """
     text = (real_data / "cmr_dicom" / "SliceInfoFile.txt").read_text()
     found = re.findall(
         r"ImagePositionPatient\s+(\S+)\s+(\S+)\s+(\S+)\s+ImageOrientationPatient\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)",
@@ -151,7 +158,9 @@ def test_geometry_against_the_authors_text(real_data, study, stack):
 
 @pytest.mark.parametrize("name", VENTRICLE)
 def test_heart_is_found_in_one_slice(study, name):
-    "The centre lies in the ventricles: within 15 mm of the left cavity's centre, and the crop holds it and its surroundings."
+    """The centre lies in the ventricles: within 15 mm of the left cavity's centre, and the crop holds it and
+    its surroundings.
+    """
     heart = find_heart(study[name])
     assert lv_error_mm(heart.row, heart.col, name) < 15
     assert heart.confidence > 0.9 and 25 < heart.radius_mm < 60
@@ -177,7 +186,9 @@ def test_heart_is_found_in_the_stack(stack):
 
 @pytest.mark.parametrize("name", VENTRICLE[1:])
 def test_ed_and_es_of_one_slice(study, name):
-    "End-diastole within a frame of the R peak; end-systole, by eye frames 9-11 in these slices, about 40 % later; the same in the crop."
+    """End-diastole within a frame of the R peak; end-systole, by eye frames 9-11 in these slices, about 40 %
+    later; the same in the crop.
+    """
     cine = study[name]
     ed, es = find_ed_es(cine)
     assert min(ed, 25 - ed) <= 1
@@ -193,7 +204,9 @@ def test_ed_and_es_of_one_slice(study, name):
 
 
 def test_ed_comes_before_es_in_the_stack(stack):
-    "In time after the R peak: the frame taken as end-diastole may be the last of the cycle, which is the moment before the next peak."
+    """In time after the R peak: the frame taken as end-diastole may be the last of the cycle, which is the
+    moment before the next peak.
+    """
     cine, _ = stack
     ed, es = find_ed_es(cine)
     since_ed = (cine.trigger_time_ms[es] - cine.trigger_time_ms[ed]) % cine.rr_ms
@@ -236,10 +249,14 @@ def test_write_and_read_the_stack(stack, tmp_path):
     assert np.array_equal(mid_slice(back).frames_FZHW, cine.frames_FZHW[:, 3:4])
 
 
-# The autofd stacks are one end-diastolic frame each, so nothing moves: read_cine refuses them as cines. What they have is real anatomy with a
-# segmentation. A smooth, known contraction around the segmented cavity turns the middle slice into a cine whose heart and cavity are known.
+# The autofd stacks are one end-diastolic frame each, so nothing moves: read_cine refuses them as cines. What
+# they have is real anatomy with a
+# segmentation. A smooth, known contraction around the segmented cavity turns the middle slice into a cine
+# whose heart and cavity are known.
 def segmented_slice(folder):
-    "The middle of the slices with a left cavity, and its label picture, aligned by the affines (the segmentation is shifted by 3 slices)."
+    """The middle of the slices with a left cavity, and its label picture, aligned by the affines (the
+    segmentation is shifted by 3 slices).
+    """
     image, seg = (nib.load(folder / f"{n}sa_ED.nii.gz") for n in ("", "seg_"))
     shift = (np.linalg.inv(seg.affine) @ image.affine)[:3, 3].round().astype(int)
     pixels = np.asarray(image.dataobj)[..., 0]
@@ -256,7 +273,9 @@ def segmented_slice(folder):
 
 
 def contract(picture, labels, pixel, n_frames=25, es=9):
-    "A cine in which everything near the cavity's centre moves inwards and back, and the cavity's mask in each frame."
+    """A cine in which everything near the cavity's centre moves inwards and back, and the cavity's mask in
+    each frame.
+    """
     row, col = (v.mean() for v in np.nonzero(labels == 1))
     y, x = np.indices(picture.shape)
     near = np.exp(-((y - row) ** 2 + (x - col) ** 2) * (pixel / 35) ** 2)
@@ -279,7 +298,9 @@ def test_a_single_frame_is_refused(real_data, who):
 
 @pytest.mark.parametrize("who", list("ABCDEFG"))
 def test_cavity_against_a_segmentation(real_data, who):
-    "Seven people's real anatomy: the cavity found is the one that experts outlined (they draw over the trabeculae, so ours is smaller)."
+    """Seven people's real anatomy: the cavity found is the one that experts outlined (they draw over the
+    trabeculae, so ours is smaller).
+    """
     picture, labels, (pixel, _) = segmented_slice(real_data / "cmr_nifti" / "autofd_ukdhp" / who)
     frames, truth, row, col = contract(picture, labels, pixel)
     cine = cine_from_array(frames, (10.0, pixel, pixel), np.arange(25) * 36.0, 900.0, "sax")

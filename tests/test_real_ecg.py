@@ -1,4 +1,6 @@
-"Public recordings (PTACL_REAL_DATA): every one reads, obeys Einthoven, comes out in standard form; beats against annotations."
+"""Public recordings (PTACL_REAL_DATA): every one reads, obeys Einthoven, comes out in standard form; beats
+against annotations.
+"""
 
 import numpy as np
 import pytest
@@ -52,7 +54,9 @@ def test_einthoven_holds(records):
 
 
 def test_lead_off(records):
-    "V2, V4 and V6 of two records are zero in the file: flagged, zero to the end, and no other lead of any record is flagged."
+    """V2, V4 and V6 of two records are zero in the file: flagged, zero to the end, and no other lead of any
+    record is flagged.
+    """
     for name, (raw, std) in records.items():
         expected = {"V2", "V4", "V6"} if name in ("JS20004", "JS20008") else set()
         assert set(STANDARD_LEADS) - good(raw) == expected, name
@@ -68,7 +72,9 @@ def test_lengths_rates_and_fifteen_leads(records):
 
 
 def test_one_ecg_at_two_rates(records):
-    "The 100 Hz version of a recording becomes the 500 Hz one, as far as its makers' filter left it (every fifth sample agrees to 0.95)."
+    """The 100 Hz version of a recording becomes the 500 Hz one, as far as its makers' filter left it (every
+    fifth sample agrees to 0.95).
+    """
     low = records["00001_lr"][1].signal_LT
     high = records["HR00001"][1].signal_LT
     for k in range(12):
@@ -111,7 +117,9 @@ def annotated(real_data, name):
 
 
 def test_r_peaks_against_annotations(real_data):
-    "First 5 minutes, 75 ms: 0.99 / 0.99 on 100 and 119, 0.97 / 0.97 over all four; we measure 0.999 / 0.999 and hold 0.995."
+    """First 5 minutes, 75 ms: 0.99 / 0.99 on 100 and 119, 0.97 / 0.97 over all four; we measure 0.999 / 0.999
+    and hold 0.995.
+    """
     pairs = beats = found = 0
     for name in ("100", "105", "119", "208"):
         signal_LT, fs, truth, _ = annotated(real_data, name)

@@ -1,4 +1,6 @@
-"Real files (skipped without PTACL_REAL_DATA): a DICOM study against dcm2niix and its authors' text, ECGs as DICOM and MUSE XML, masks against images, UK Biobank's list of fields."
+"""Real files (skipped without PTACL_REAL_DATA): a DICOM study against dcm2niix and its authors' text, ECGs as
+DICOM and MUSE XML, masks against images, UK Biobank's list of fields.
+"""
 
 import csv
 import re
@@ -65,7 +67,9 @@ def test_each_series_against_dcm2niix(real_data, study, name):
 
 
 def test_stack_against_dcm2niix(real_data, study, stack):
-    "Six series as one stack: each of its slices has the pixels and the place of one of dcm2niix's files, in order along the normal."
+    """Six series as one stack: each of its slices has the pixels and the place of one of dcm2niix's files, in
+    order along the normal.
+    """
     cine, notes = stack
     assert cine.frames_FZHW.shape == (25, 6, 208, 256) and notes == []
     over = np.diag([1.0, -1.0, 1.0, 1.0])
@@ -98,7 +102,9 @@ def test_middle_slice_alone(study, stack):
 
 
 def test_stack_against_the_authors_text(real_data, stack):
-    "Positions and orientations in SliceInfoFile.txt, written by the study's authors: 17.70 mm apart, though SliceThickness is 6."
+    """Positions and orientations in SliceInfoFile.txt, written by the study's authors: 17.70 mm apart, though
+    SliceThickness is 6.
+    """
     text = (real_data / "cmr_dicom" / "SliceInfoFile.txt").read_text()
     found = re.findall(
         r"ImagePositionPatient\s+(\S+)\s+(\S+)\s+(\S+)\s+ImageOrientationPatient\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)",
@@ -150,7 +156,9 @@ def muse(real_data):
 
 
 def test_muse_xml_equals_its_dicom_conversion(muse):
-    "The eight stored leads exactly; the four that follow from them within half a step of 4.88 uV, to which the converter rounded them."
+    """The eight stored leads exactly; the four that follow from them within half a step of 4.88 uV, to which
+    the converter rounded them.
+    """
     xml, dicom = (read_ecg(next(muse.glob(f"*.{s}"))) for s in ("xml", "dcm"))
     assert (
         xml.fs == dicom.fs == 500
@@ -170,7 +178,9 @@ def test_muse_xml_equals_its_dicom_conversion(muse):
 
 
 def test_dicom_ecg(real_data):
-    "The record, not the median beat; Einthoven's law within two steps of 5 uV; as pydicom's own scaling has it."
+    """The record, not the median beat; Einthoven's law within two steps of 5 uV; as pydicom's own scaling has
+    it.
+    """
     path = real_data / "ecg_other" / "dicom_ecg_cardio" / "sample.dcm"
     ecg = read_ecg(path)
     assert (
@@ -190,7 +200,9 @@ def test_dicom_ecg(real_data):
 
 @pytest.mark.parametrize("who", list("ABCDEFG"))
 def test_masks_align_by_affine(real_data, who):
-    "A segmentation with 18 slices over an image with 12: voxel by voxel it is wrong, through the two affines its blood is bright and its muscle dark."
+    """A segmentation with 18 slices over an image with 12: voxel by voxel it is wrong, through the two
+    affines its blood is bright and its muscle dark.
+    """
     image, seg = (
         nib.load(real_data / "cmr_nifti" / "autofd_ukdhp" / who / f"{n}sa_ED.nii.gz") for n in ("", "seg_")
     )
@@ -212,7 +224,10 @@ def test_masks_align_by_affine(real_data, who):
     (by_index, _) = contrast(np.eye(4))
     print(
         who,
-        f"blood : muscle {aligned:.2f} aligned, {by_index:.2f} by index; {share:.0%} of the labels over the image",
+        (
+            f"blood : muscle {aligned:.2f} aligned, {by_index:.2f} by index; {share:.0%} of the "
+            "labels over the image"
+        ),
     )
     assert share > 0.95 and aligned > 1.3 and aligned > by_index
 

@@ -49,7 +49,9 @@ def test_the_notebook_writes_a_cohort_that_training_reads(repo, tmp_path):
 
 
 def test_killed_while_writing_and_started_again(tmp_path):
-    "SIGKILL of all processes after a few participants: the second start makes what is missing, and nothing is half written."
+    """SIGKILL of all processes after a few participants: the second start makes what is missing, and nothing
+    is half written.
+    """
     whole = write_cohort(tmp_path / "whole", 12, **RECIPE)
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE.format(recipe=RECIPE), str(tmp_path / "cut")],

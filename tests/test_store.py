@@ -1,4 +1,6 @@
-"""The prepared store: the same bytes however it came about, the same training as from files, and no memory or time that grows with the cohort."""
+"""The prepared store: the same bytes however it came about, the same training as from files, and no memory or
+time that grows with the cohort.
+"""
 
 import json
 import os
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import PROGRAMS
 
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, samples_dir, seed_everything
@@ -68,20 +71,13 @@ def files(folder) -> dict[str, bytes]:
 
 # ---- the same bytes
 
-RUN = """
-import sys
-from dataclasses import replace
-from ptacl.data.cohort import read_cohort
-from ptacl.core import samples_dir
-from ptacl.data.store import PrepareConfig, prepare_cohort
-whole = read_cohort(samples_dir())
-print("ready", flush=True)
-prepare_cohort(replace(whole, table=whole.table.head(24)), sys.argv[1], PrepareConfig(n_frames=8, crop_px=32, workers=int(sys.argv[2]), shard_size=10), progress=False)
-"""
+RUN = (PROGRAMS / "prepare_store.py").read_text(encoding="utf-8")
 
 
 def killed(folder, workers: int, when) -> bool:
-    "Run the preparation in its own process group and kill all of it as soon as `when()`; whether there was something to kill."
+    """Run the preparation in its own process group and kill all of it as soon as `when()`; whether there was
+    something to kill.
+    """
     child = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", RUN, str(folder), str(workers)],
         stdout=subprocess.PIPE,
@@ -99,7 +95,9 @@ def killed(folder, workers: int, when) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_and_resumed_is_the_same_store(store, tmp_path, workers):
-    "SIGKILL after 3 and after 11 participants, and while shards are packed: what was there is used, nothing is half, and in the end every byte is as in one go."
+    """SIGKILL after 3 and after 11 participants, and while shards are packed: what was there is used, nothing
+    is half, and in the end every byte is as in one go.
+    """
     out = tmp_path / "store"
 
     def n_parts():
@@ -150,7 +148,9 @@ def test_parts_that_are_torn_are_made_again(store, cohort, tmp_path):
 
 
 def test_disk_full_while_a_shard_is_written(store, cohort, tmp_path):
-    "A limit on the size of files lets parts through (0.2 MB) and no shard (1.2 MB). One clear error, no half shard; run again without the limit, every byte is as in one go, and nobody is prepared twice."
+    """A limit on the size of files lets parts through (0.2 MB) and no shard (1.2 MB). One clear error, no
+    half shard; run again without the limit, every byte is as in one go, and nobody is prepared twice.
+    """
     limited = RUN.replace("import sys", "import resource, sys", 1).replace(
         'print("ready"',
         'resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))\nprint("ready"',
@@ -163,7 +163,10 @@ def test_disk_full_while_a_shard_is_written(store, cohort, tmp_path):
     )
     assert (
         done.returncode == 1
-        and "could not be written (File too large). Make room on the disk, and run again: it goes on where it stopped"
+        and (
+            "could not be written (File too large). Make room on the disk, and run again: it goes on "
+            "where it stopped"
+        )
         in done.stderr
     )
     parts = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").glob("parts-*/*.npz")}
@@ -177,7 +180,9 @@ def test_disk_full_while_a_shard_is_written(store, cohort, tmp_path):
 
 
 def test_disk_that_stays_full(cohort, tmp_path, monkeypatch):
-    "One participant who cannot be written is a row of the report; fifty in a row end the run, and what was written until then is kept."
+    """One participant who cannot be written is a row of the report; fifty in a row end the run, and what was
+    written until then is kept.
+    """
     item, _ = prepare_participant(cohort.root, cohort.pairs().iloc[0].to_dict(), settings_of(CFG))
     table = pd.concat([cohort.table.head(1)] * 80, ignore_index=True).assign(
         participant_id=[f"p{k:02d}" for k in range(80)],
@@ -209,7 +214,10 @@ def test_disk_that_stays_full(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez", full_from(10, 10**6))
     with pytest.raises(
         BadInput,
-        match=r"50 participants in a row could not be written \(No space left on device\). Make room on the disk, and run again",
+        match=(
+            r"50 participants in a row could not be written \(No space left on device\). Make room on "
+            r"the disk, and run again"
+        ),
     ):
         prepare_cohort(everybody, tmp_path / "store", CFG, progress=False)
     assert len(written) == 60
@@ -244,7 +252,9 @@ def test_dask(store, cohort, tmp_path):
 
 
 def test_appending_leaves_shards_alone(store, cohort, tmp_path):
-    "Fourteen participants, then all twenty-four: the first shards stay byte for byte, and the table is that of the cohort."
+    """Fourteen participants, then all twenty-four: the first shards stay byte for byte, and the table is that
+    of the cohort.
+    """
     out = tmp_path / "store"
     first = prepare_cohort(replace(cohort, table=cohort.table.iloc[5:19]), out, CFG, progress=False)
     before = {p: p.read_bytes() for p in (out / "shards").rglob("*") if p.is_file()}
@@ -257,7 +267,9 @@ def test_appending_leaves_shards_alone(store, cohort, tmp_path):
 
 
 def test_withdrawn_and_changed_participants(store, cohort, tmp_path):
-    "Who is no longer in the table is no longer in the store; whose cell changes is prepared again; a new phenotype costs nothing."
+    """Who is no longer in the table is no longer in the store; whose cell changes is prepared again; a new
+    phenotype costs nothing.
+    """
     out = tmp_path / "store"
     shutil.copytree(store.root, out)
     table = cohort.table.drop(index=3).reset_index(drop=True).assign(strain=1.5)
@@ -304,7 +316,9 @@ def test_the_same_tensors_as_from_files(store, cohort):
 
 
 def test_the_same_training_as_from_files(store, cohort):
-    "Two epochs with all augmentations, from files in one go, and from the store killed in the middle and resumed: the same weights, bit for bit."
+    """Two epochs with all augmentations, from files in one go, and from the store killed in the middle and
+    resumed: the same weights, bit for bit.
+    """
     from ptacl.models.ptacl import model_from_config
     from ptacl.training.loop import fit
 
@@ -364,21 +378,7 @@ def test_workers_get_no_arrays(store):
 
 # ---- forty thousand
 
-MEASURE = """
-import sys, time, json
-from ptacl.data.batches import draw_batch, load_data
-from ptacl.config import TrainConfig
-import numpy as np, ptacl.training.loop
-def anonymous(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])/1024
-cfg, start, cpu, before = TrainConfig(n_frames=50, crop_px=80), time.perf_counter(), time.process_time(), anonymous()
-_, pairs, _ = load_data(sys.argv[1], cfg)
-train = pairs.split("train")
-batch = draw_batch(train, np.arange(16)*len(train)//16, 2500)
-first, first_cpu, opened = time.perf_counter()-start, time.process_time()-cpu, anonymous()
-rng = np.random.default_rng(0)
-for _ in range(10): batch = draw_batch(train, rng.integers(0, len(train), 64), 2500)
-print(json.dumps(dict(n=len(pairs), first_s=first, first_cpu_s=first_cpu, opened_mb=opened-before, drawn_mb=anonymous()-opened)))
-"""
+MEASURE = (PROGRAMS / "measure_store.py").read_text(encoding="utf-8")
 
 
 def measure(folder) -> dict:
@@ -395,7 +395,9 @@ def measure(folder) -> dict:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_forty_thousand(tmp_path):
-    "First batch within 2 s (of processor time, since test machines are shared), and drawing 640 participants at 90 MB a batch keeps nothing; no more than for a store of a thousand."
+    """First batch within 2 s (of processor time, since test machines are shared), and drawing 640
+    participants at 90 MB a batch keeps nothing; no more than for a store of a thousand.
+    """
     settings = settings_of(PrepareConfig(n_frames=50, crop_px=80))
     found = {}
     for n in (1000, 40_000):
@@ -420,7 +422,9 @@ def test_measures_are_named(store):
 
 @pytest.mark.cuda
 def test_augmentation_on_the_gpu(store):
-    "Runs there, gives the same twice, and with a generator of the CPU the numbers of the CPU (but for rounding)."
+    """Runs there, gives the same twice, and with a generator of the CPU the numbers of the CPU (but for
+    rounding).
+    """
     from ptacl.data.augment import Augmentation, augment, step_generator
 
     batch = draw_batch(stored_pairs(store), np.arange(8), 2500)

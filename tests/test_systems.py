@@ -1,4 +1,6 @@
-"What must hold of every system: its parameter file, a loss that falls, the same result from the same seed, weights that come back, no participant who touches another."
+"""What must hold of every system: its parameter file, a loss that falls, the same result from the same seed,
+weights that come back, no participant who touches another.
+"""
 
 import shutil
 from dataclasses import replace
@@ -58,7 +60,9 @@ def fitted(cfg, pairs, **how):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_parameter_file(repo, name):
-    "Every parameter exists, has the right type and contradicts nothing; the file is what SYSTEMS says, and all files are there."
+    """Every parameter exists, has the right type and contradicts nothing; the file is what SYSTEMS says, and
+    all files are there.
+    """
     given = yaml.safe_load((repo / "nbs" / "systems" / f"{name}.yaml").read_text())
     assert given == SYSTEMS[name]
     assert TrainConfig.from_params(given) == TrainConfig(**given)
@@ -83,7 +87,9 @@ def test_same_seed_gives_the_same_weights(prepared, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_eight_pairs_are_learned_by_heart(prepared, name):
-    "A system that cannot overfit eight pairs is broken: chance is ln 8 = 2.08, or 1 for standardised phenotypes."
+    """A system that cannot overfit eight pairs is broken: chance is ln 8 = 2.08, or 1 for standardised
+    phenotypes.
+    """
     # 2 s: a beat or two, a third of the work
     cfg = config(name, lr=1e-3, ecg_keep=1.0, window_s=2.0)
     pairs = prepared[name].take(range(8))
@@ -181,7 +187,9 @@ def test_starting_frame_does_not_matter(prepared, name):
 
 
 def test_end_of_systole_is_the_same_frame_on_both_maps():
-    "On the linear map it is the measured one, on the systole map the canonical phase: the same of the 25 frames that the samples have."
+    """On the linear map it is the measured one, on the systole map the canonical phase: the same of the 25
+    frames that the samples have.
+    """
     cohort = read_cohort(samples_dir())
     few = replace(cohort, table=cohort.table.head(12))
     linear, systole = (

@@ -1,4 +1,6 @@
-"train.ipynb through papermill with its defaults, as the README's first command runs it; then its model on real recordings."
+"""train.ipynb through papermill with its defaults, as the README's first command runs it; then its model on
+real recordings.
+"""
 
 import json
 import math
@@ -16,8 +18,8 @@ import pytest
 from ptacl.config import TrainConfig, load_config
 from ptacl.data.cine import cine_from_array
 from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
-from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
 from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
 
 
 @dataclass
@@ -189,7 +191,9 @@ def real_records(real_data: Path) -> list[Path]:
 
 
 def test_every_real_ecg_is_embedded(trained, real_data):
-    "Lead-off, 15-lead, fibrillation, 25 s, 100 and 1,000 Hz: all read, keep II = I + III, and get a unit vector."
+    """Lead-off, 15-lead, fibrillation, 25 s, 100 and 1,000 Hz: all read, keep II = I + III, and get a unit
+    vector.
+    """
     model, cfg = from_pretrained(trained.folder)
     ecgs = [read_ecg(p) for p in real_records(real_data)]
     for ecg in ecgs:

@@ -1,4 +1,6 @@
-"UK Biobank's forms, written by ukbb_files.py from the samples with every oddity that is known: exact values, clear errors, and nothing personal anywhere."
+"""UK Biobank's forms, written by ukbb_files.py from the samples with every oddity that is known: exact
+values, clear errors, and nothing personal anywhere.
+"""
 
 import io
 import logging
@@ -7,6 +9,7 @@ import traceback
 import warnings
 import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -75,7 +78,7 @@ def refuse(read, path, *words):
 @pytest.mark.parametrize(
     "how",
     [
-        dict(),
+        {},
         dict(nested=True),
         *(dict(spelling=s) for s in write.SPELLINGS),
         dict(order=(7, 3, 0, 11, 5, 1, 2, 10, 4, 6, 9, 8)),
@@ -145,15 +148,19 @@ def test_ecg_empty_measurement(ecg, tmp_path, tag):
 
 def test_ecg_without_what_the_device_said(ecg, tmp_path):
     "No beats and no measurements: the record is still read."
+
+    def without_results(t):
+        return re.sub(
+            r"(?s)<RestingECGMeasurements>.*</RestingECGMeasurements>|<ArrhythmiaResults>.*?</ArrhythmiaResults>",
+            "",
+            t,
+        )
+
     got, device = read_ukbb_ecg(
         write.ecg_xml(
             tmp_path / "1.xml",
             ecg,
-            change=lambda t: re.sub(
-                r"(?s)<RestingECGMeasurements>.*</RestingECGMeasurements>|<ArrhythmiaResults>.*?</ArrhythmiaResults>",
-                "",
-                t,
-            ),
+            change=without_results,
         )
     )
     assert (
@@ -174,20 +181,28 @@ def test_ecg_leads_missing(ecg, tmp_path):
     assert np.abs(got.signal_LT[[2, 5]] - ecg.signal_LT[[2, 5]]).max() < 0.02
 
 
+def with_an_entity(t):
+    return t.replace(
+        "<CardiologyXML>",
+        '<!DOCTYPE CardiologyXML [<!ENTITY x SYSTEM "file:///etc/hostname">]><CardiologyXML>',
+    ).replace(">CASE<", ">&x;<")
+
+
+def with_a_doctype(t):
+    return t.replace(
+        "<CardiologyXML>", '<!DOCTYPE CardiologyXML SYSTEM "http://example.org/a.dtd"><CardiologyXML>'
+    )
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
         (
-            lambda t: t.replace(
-                "<CardiologyXML>",
-                '<!DOCTYPE CardiologyXML [<!ENTITY x SYSTEM "file:///etc/hostname">]><CardiologyXML>',
-            ).replace(">CASE<", ">&x;<"),
+            with_an_entity,
             ["declares a document type"],
         ),
         (
-            lambda t: t.replace(
-                "<CardiologyXML>", '<!DOCTYPE CardiologyXML SYSTEM "http://example.org/a.dtd"><CardiologyXML>'
-            ),
+            with_a_doctype,
             ["declares a document type"],
         ),
         (
@@ -249,7 +264,9 @@ def parts(cine, k):
 
 
 def test_stack_comes_back(cine, zip_path):
-    "Slices by place, frames by time, spacing from places, pixels exact, times and RR of the middle slice; the affine gives every slice's own place."
+    """Slices by place, frames by time, spacing from places, pixels exact, times and RR of the middle slice;
+    the affine gives every slice's own place.
+    """
     study = write.short_axis(cine)
     got, notes = read_ukbb_cine(study.write(zip_path), "sax")
     by_depth = np.argsort(write.DEPTHS)
@@ -276,7 +293,9 @@ def test_stack_comes_back(cine, zip_path):
 
 @pytest.mark.parametrize("manifest", ["csv", "cvs", ""])
 def test_manifest_is_optional_and_shifted(cine, zip_path, manifest):
-    "With the date's comma in it, with its other suffix, and without; a series without a name in its images takes the manifest's."
+    """With the date's comma in it, with its other suffix, and without; a series without a name in its images
+    takes the manifest's.
+    """
     study = write.short_axis(cine)
     study.manifest = manifest
     if manifest:
@@ -359,9 +378,11 @@ def test_long_axes_in_one_series(cine, zip_path):
 
 
 def test_a_series_recorded_again(cine, zip_path):
-    "The last SeriesInstanceUID, in the order of numbers (10 after 9); one that was broken off does not count."
+    """The last SeriesInstanceUID, in the order of numbers (10 after 9); one that was broken off does not
+    count.
+    """
     study = write.short_axis(cine)
-    study.of("CINE_segmented_SAX_b2").images[0].SeriesInstanceUID  # series ...1.2
+    assert study.of("CINE_segmented_SAX_b2").images[0].SeriesInstanceUID.endswith(".2")
     study.slice("CINE_segmented_SAX_b2", parts(cine, 6), 30.4, 800.0, cine.spacing_mm[1:], series=10)
     got, notes = read_ukbb_cine(study.write(zip_path), "sax")
     assert np.array_equal(got.frames_FZHW[:, 3], parts(cine, 6)) and notes == [
@@ -409,7 +430,9 @@ def test_missing_frames(cine, zip_path, lost, name):
     ids=["whole", "frame of the middle", "frame of another", "a slice less"],
 )
 def test_middle_slice_alone(cine, zip_path, spoil):
-    "The pixels of the middle slice alone: the same frames, place, times and spacing as reading all and taking the middle."
+    """The pixels of the middle slice alone: the same frames, place, times and spacing as reading all and
+    taking the middle.
+    """
     study = write.short_axis(cine)
     spoil(study)
     study.write(zip_path)
@@ -425,7 +448,9 @@ def test_middle_slice_alone(cine, zip_path, spoil):
 
 
 def test_too_many_missing(cine, zip_path):
-    "A slice at the end of the stack without half of its frames is left out; a slice in the middle breaks the stack, and the longer part is kept."
+    """A slice at the end of the stack without half of its frames is left out; a slice in the middle breaks
+    the stack, and the longer part is kept.
+    """
     study = write.short_axis(cine)
     del study.of("CINE_segmented_SAX_b5").images[10:]
     got, notes = read_ukbb_cine(study.write(zip_path), "sax")
@@ -451,7 +476,9 @@ def test_single_slice_keeps_its_times(cine, zip_path):
 
 
 def test_pictures_of_other_sizes(cine, zip_path):
-    "More rows or fewer columns around the same heart: the pixels of the middle slice, unchanged where both are."
+    """More rows or fewer columns around the same heart: the pixels of the middle slice, unchanged where both
+    are.
+    """
     whole, _ = read_ukbb_cine(write.short_axis(cine).write(zip_path), "sax")
     study = write.short_axis(cine)
     (dy, dx) = cine.spacing_mm[1:]
@@ -554,6 +581,21 @@ def jpeg(d):
     d["PixelData"].is_undefined_length = True
 
 
+def one_frame(s):
+    return [
+        x.images.__delitem__(slice(1, None)) or setattr(x.images[0], "CardiacNumberOfImages", 1)
+        for x in s.slices
+    ]
+
+
+def uneven_slices(s):
+    return [
+        setattr(d, "ImagePositionPatient", [12.0 + dx, -80.0, 95.0])
+        for x, dx in zip(s.slices, (0, 7, 30, 55, 99), strict=True)
+        for d in x.images
+    ]
+
+
 SPOILT_STUDIES = {
     "two patients": (
         lambda s: setattr(s.slices[2].images[3], "PatientID", "PID11111111"),
@@ -564,10 +606,7 @@ SPOILT_STUDIES = {
         "more than one patient",
     ),
     "one frame": (
-        lambda s: [
-            x.images.__delitem__(slice(1, None)) or setattr(x.images[0], "CardiacNumberOfImages", 1)
-            for x in s.slices
-        ],
+        one_frame,
         "1 frame(s), a cine needs at least 8",
     ),
     "no trigger time": (lambda s: set_all(s, TriggerTime=None), "without TriggerTime"),
@@ -583,11 +622,7 @@ SPOILT_STUDIES = {
         "no series for sax",
     ),
     "slices uneven": (
-        lambda s: [
-            setattr(d, "ImagePositionPatient", [12.0 + dx, -80.0, 95.0])
-            for x, dx in zip(s.slices, (0, 7, 30, 55, 99), strict=True)
-            for d in x.images
-        ],
+        uneven_slices,
         "not evenly spaced",
     ),
     "every slice incomplete": (
@@ -714,9 +749,7 @@ def test_every_phenotype_has_its_column(tmp_path):
 def test_parquet(tmp_path):
     "With pyarrow as from CSV; without it, an error that says what to install."
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    try:
-        import pyarrow
-    except ImportError:
+    if find_spec("pyarrow") is None:
         refuse(
             lambda p: read_phenotypes(p, 2),
             tmp_path / "a.parquet",
@@ -744,7 +777,7 @@ def test_pairs_in_a_folder(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    for source, prefix in ((tmp_path, ""), ([p for p in tmp_path.rglob("*.*")], f"{tmp_path}/")):
+    for source, prefix in ((tmp_path, ""), (list(tmp_path.rglob("*.*")), f"{tmp_path}/")):
         table, notes = pair_ukbb(source, 2)
         assert (
             table.to_dict("list")
@@ -774,9 +807,12 @@ def said_by(action):
 
 
 def test_nothing_personal(ecg, cine, tmp_path, caplog, capfd):
-    "Names, birth dates, identifiers and private tags are in no result, file, message, warning, log or print, whatever is wrong with the files."
+    """Names, birth dates, identifiers and private tags are in no result, file, message, warning, log or
+    print, whatever is wrong with the files.
+    """
     caplog.set_level(logging.DEBUG)
-    (tmp_path / "in").mkdir(), (tmp_path / "out").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
     xml = tmp_path / "in" / "1000001_20205_2_0.xml"
     zip_path = tmp_path / "in" / "1000001_20209_2_0.zip"
     dcm = tmp_path / "in" / "a.dcm"
@@ -792,15 +828,19 @@ def test_nothing_personal(ecg, cine, tmp_path, caplog, capfd):
         ):
             write.ecg_xml(xml, ecg, change=change)
             texts += [said_by(lambda: read_ukbb_ecg(xml)), said_by(lambda: read_ecg(xml))]
-        kinds = [
-            lambda s: None,
-            *(c for c, _ in SPOILT_STUDIES.values()),
-            lambda s: set_all(
+
+        def spoil_personal(s):
+            return set_all(
                 s,
                 PatientBirthDate="12.04.1951",
                 PatientID=write.PERSON["pid"] * 9,
                 StudyInstanceUID=write.PERSON["uid"] + ".0001x",
-            ),
+            )
+
+        kinds = [
+            lambda s: None,
+            *(c for c, _ in SPOILT_STUDIES.values()),
+            spoil_personal,
             lambda s: set_all(s, SeriesDescription="CINE_segmented_SAX_b1 " + write.PERSON["name"]),
             lambda s: set_all(s, TriggerTime=None, SeriesDescription=write.PERSON["name"]),
         ]

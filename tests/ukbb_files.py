@@ -1,6 +1,9 @@
-"""Writers of files in UK Biobank's forms, with every oddity that is known of them. Everything personal in them is planted, so that a test can look for it.
+"""Writers of files in UK Biobank's forms, with every oddity that is known of them. Everything personal in
+them is planted, so that a test can look for it.
 
-`ecg_xml` writes field 20205, `CineStudy` fields 20208 and 20209, `phenotype_table` the tables. Nothing here is imported by the library."""
+`ecg_xml` writes field 20205, `CineStudy` fields 20208 and 20209, `phenotype_table` the tables. Nothing here
+is imported by the library.
+"""
 
 import io
 import zipfile
@@ -15,7 +18,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG, STANDARD_LEADS
 
-# What must never be seen again. UIDs hold the scanner's serial number and times, so they count as identifiers.
+# What must never be seen again. UIDs hold the scanner's serial number and times, so they count as
+# identifiers.
 PERSON = dict(
     name="Zwetschgenmus",
     first="Hildegund",
@@ -85,13 +89,16 @@ def ecg_xml(
     person=True,
     wrap=13,
 ) -> Path:
-    "An ECG as field 20205 has it. `empty`: measurements without a value; `change`: a last word on the whole text."
+    """An ECG as field 20205 has it. `empty`: measurements without a value; `change`: a last word on the whole
+    text.
+    """
     names = [SPELLINGS[spelling][i] for i in order]
     signal = ecg.signal_LT[list(order)]
 
     def head(n):
         return (
-            f'<SampleRate units="Hz">{ecg.fs:g}</SampleRate>\n<ChannelSampleCountTotal>{n}</ChannelSampleCountTotal>\n'
+            f'<SampleRate units="Hz">{ecg.fs:g}</SampleRate>\n'
+            f"<ChannelSampleCountTotal>{n}</ChannelSampleCountTotal>\n"
             f'<Resolution units="uVperLsb">{step_uv:g}</Resolution>\n'
         )
 
@@ -112,26 +119,39 @@ def ecg_xml(
     )
     if median:
         values += (
-            f"<MedianSamples><NumberOfLeads>12</NumberOfLeads>{head(600)}<FirstValid>20</FirstValid><LastValid>580</LastValid>"
+            (
+                f"<MedianSamples><NumberOfLeads>12</NumberOfLeads>{head(600)}"
+                "<FirstValid>20</FirstValid><LastValid>580</LastValid>"
+            )
             + waveforms(signal[:, 100:700], step_uv, names, wrap)
             + "</MedianSamples>"
         )
     patient = (
         (
-            f'<PatientInfo><PID>{PERSON["pid"]}</PID><Name><FamilyName>{PERSON["name"]}</FamilyName><GivenName>{PERSON["first"]}</GivenName></Name><Age units="years">65</Age>'
-            f"<BirthDateTime><Day>12</Day><Month>4</Month><Year>1951</Year><Text>1951-04-12</Text></BirthDateTime><Gender>FEMALE</Gender><Comment>Fr\xe4ulein, {PERSON['comment']}</Comment></PatientInfo>"
+            f"<PatientInfo><PID>{PERSON['pid']}</PID><Name><FamilyName>{PERSON['name']}</FamilyName>"
+            f'<GivenName>{PERSON["first"]}</GivenName></Name><Age units="years">65</Age>'
+            "<BirthDateTime><Day>12</Day><Month>4</Month><Year>1951</Year><Text>1951-04-12</Text></BirthDateTime>"
+            f"<Gender>FEMALE</Gender><Comment>Fr\xe4ulein, {PERSON['comment']}</Comment></PatientInfo>"
         )
         if person
         else ""
     )
     said = (
-        f"<Interpretation><Diagnosis><DiagnosisText>Sinus rhythm, seen by {PERSON['operator']}</DiagnosisText><DiagnosisText>Normal ECG</DiagnosisText></Diagnosis></Interpretation>"
+        (
+            f"<Interpretation><Diagnosis><DiagnosisText>Sinus rhythm, seen by {PERSON['operator']}"
+            "</DiagnosisText><DiagnosisText>Normal ECG</DiagnosisText></Diagnosis></Interpretation>"
+        )
         if person
         else ""
     )
-    full = '<FullDisclosure><NumberOfChannels>2</NumberOfChannels><SampleRate units="Hz">500</SampleRate><LeadOrder>I,II</LeadOrder><FullDisclosureData>1,2,\n3,4</FullDisclosureData><SampleCountTotal>96000</SampleCountTotal></FullDisclosure>'
+    full = (
+        "<FullDisclosure><NumberOfChannels>2</NumberOfChannels><SampleRate "
+        'units="Hz">500</SampleRate><LeadOrder>I,II</LeadOrder><FullDisclosureData>1,2,\n3,4</FullDisclosureData><SampleCountTotal>96000</SampleCountTotal></FullDisclosure>'
+    )
     text = (
-        f'<?xml version="1.0" encoding="ISO-8859-1"?>\n{doctype}<CardiologyXML>\n<ObservationType>RestECG</ObservationType>\n<DeviceType>CASE</DeviceType>\n<DeviceVersion>CardioSoft V6.73</DeviceVersion>\n'
+        f'<?xml version="1.0" encoding="ISO-8859-1"?>\n{doctype}<CardiologyXML>\n'
+        "<ObservationType>RestECG</ObservationType>\n<DeviceType>CASE</DeviceType>\n"
+        "<DeviceVersion>CardioSoft V6.73</DeviceVersion>\n"
         f"{patient}\n{said}\n<RestingECGMeasurements>\n{values}\n</RestingECGMeasurements>\n{strip}\n{full}\n</CardiologyXML>\n"
     )
     path = Path(path)
@@ -141,7 +161,9 @@ def ecg_xml(
 
 @dataclass
 class Slice:
-    "One slice of a study: what `CineStudy.slice` is given, and its images as pydicom datasets that a test may change."
+    """One slice of a study: what `CineStudy.slice` is given, and its images as pydicom datasets that a test
+    may change.
+    """
 
     name: str  # SeriesDescription
     images: list = field(default_factory=list)
@@ -171,7 +193,9 @@ class CineStudy:
         tilt=None,
         n_frames=None,
     ) -> Slice:
-        "Add a slice. `depth_mm` along the normal; `start`: the first pixel's place in the plane, (row, column), mm; `tilt`: other (across, down)."
+        """Add a slice. `depth_mm` along the normal; `start`: the first pixel's place in the plane, (row,
+        column), mm; `tilt`: other (across, down).
+        """
         across, down = tilt or (self.across, self.down)
         n = len(frames_FHW)
         series = len(self.slices) + 1 if series is None else series
@@ -278,7 +302,9 @@ def short_axis(
 
 
 def phenotype_table(path, rows: dict[str, dict[tuple[int, int, int], object]], style="dash", sep=",") -> Path:
-    "Participants -> (field, instance, array) -> cell, with headers `24103-2.0` (dash), `p24103_i2` (rap) or `f.24103.2.0` (r)."
+    """Participants -> (field, instance, array) -> cell, with headers `24103-2.0` (dash), `p24103_i2` (rap) or
+    `f.24103.2.0` (r).
+    """
     columns = sorted({c for cells in rows.values() for c in cells})
     arrays = {c[0] for c in columns if c[2]}
     name = {
