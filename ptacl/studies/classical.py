@@ -38,7 +38,7 @@ _P_MV = 0.015
 
 
 def _first_quiet(x_T: np.ndarray, level: float, n: int) -> float:
-    "Where a falling course first stays under a level for `n` samples, between samples; not-a-number = nowhere."
+    "Where a falling course first stays under a level for `n` samples, between samples; NaN = nowhere."
     runs = np.convolve(x_T < level, np.ones(n), "valid") > n - 0.5
     if len(x_T) < n or not runs.any():
         return np.nan

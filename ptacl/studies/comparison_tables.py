@@ -8,6 +8,9 @@ __all__ = ["read_cells", "r2_statistics", "auroc_statistics", "few_labels", "com
 # %% ../../nbs/studies/45_comparison_tables.ipynb #d1c90bae
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from safetensors.numpy import load_file
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, write_atomic
 from ptacl.data.batches import load_data
+from ptacl.data.store import settings_of
 from ptacl.evaluation.probe import (
     classification_statistics,
     fit_ridge,
@@ -25,16 +29,15 @@ from ptacl.evaluation.probe import (
 )
 from ptacl.evaluation.statistics import compare_methods, mean_statistics, rank_statistics, score_over_seeds
 from ptacl.studies.comparison import CompareConfig, cells_of, common_settings, comparison_folder, stored_data
-from ptacl.studies.methods import METHODS
+from ptacl.studies.methods import known_methods
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #8edad33d
 def read_cells(
     cfg: CompareConfig,  # out, methods, seeds
-    # method -> `held_out_table` of each seed's cell; methods without a finished cell are left out
-) -> dict[str, list[pd.DataFrame]]:
+) -> dict[str, list[pd.DataFrame]]:  # method -> `held_out_table` of each seed's cell that is finished
     "The finished cells of a comparison."
-    found = {}
+    finished = {}
     people = None
     for cell in cells_of(cfg):
         folder = comparison_folder(cfg) / cell.key
@@ -48,8 +51,8 @@ def read_cells(
                 "Make all cells from the same data",
             )
         people = table.participant_id.tolist()
-        found.setdefault(cell.method, []).append(table)
-    return found
+        finished.setdefault(cell.method, []).append(table)
+    return finished
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #cb6677a6
@@ -83,106 +86,115 @@ def few_labels(
 ) -> pd.DataFrame:
     "How well the phenotypes are read from each encoder when few have a label."
     common = common_settings(cfg)[0]
-    names = [n.strip() for n in cfg.phenotypes.split(",")]
-    people = {}
+    titles = {name: method.title for name, method in known_methods().items()}
+    labels_of = {}  # preparation -> labels of the training participants
     rows = []
     for cell in cells_of(cfg):
         folder = comparison_folder(cfg) / cell.key
         train_cfg = TrainConfig.from_params(cell.params or common)
-        if train_cfg.system == "supervised" or not (
-            (folder / "cell.json").exists() and (folder / "embeddings.safetensors").exists()
-        ):
+        is_there = all((folder / name).exists() for name in ("cell.json", "embeddings.safetensors"))
+        if "targets" in train_cfg.needs or not is_there:
             continue
-        if train_cfg.phase_map not in people:
-            people[train_cfg.phase_map] = (
-                load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1]
-                .split("train")
-                .table[names]
-                .reset_index(drop=True)
-            )
-        z = load_file(folder / "embeddings.safetensors")
-        truth = pd.read_csv(folder / "held_out.tsv", sep="\t")[[f"true_{n}" for n in names]].set_axis(
-            names, axis=1
-        )
-        known = people[train_cfg.phase_map]
-        if len(z["train_ecg_BD"]) != len(known):
-            raise BadInput(
-                folder,
-                f"holds embeddings of {len(z['train_ecg_BD'])} training participants, the data has {len(known)}",
-                "Delete the folder, so that the cell is made again",
-            )
-        for draw in range(draws):
-            for subset in label_subsets(len(known), fractions, seed=draw).values():
-                if len(subset) < 10 or draw and len(subset) == len(known):
-                    continue
-                labels = known.iloc[subset].reset_index(drop=True)
-                predicted = predict_phenotypes(z["train_ecg_BD"][subset], labels, z["test_ecg_BD"], fit_ridge)
-                both = np.stack(
-                    [
-                        np.stack([truth, p], axis=2)
-                        for p in (predicted, predicted.clip(labels.min(), labels.max(), axis=1))
-                    ]
-                )
-                rows.append(
-                    (
-                        cell.method,
-                        METHODS[cell.method].title,
-                        cell.key,
-                        len(subset),
-                        draw,
-                        *r2_statistics(both)[:, 0],
-                    )
-                )
+        prepared = tuple(settings_of(train_cfg).items())
+        if prepared not in labels_of:
+            labels_of[prepared] = _training_labels(cfg, train_cfg)
+        rows += [
+            (cell.method, titles[cell.method], cell.key, *row)
+            for row in _few_labels_of(folder, labels_of[prepared], fractions, draws)
+        ]
     return pd.DataFrame(rows, columns=["method", "title", "cell", "n_labels", "draw", "value", "within"])
 
 
+def _training_labels(cfg: CompareConfig, train_cfg: TrainConfig) -> pd.DataFrame:
+    "Scored phenotypes of the training participants that a cell has."
+    names = [n.strip() for n in cfg.phenotypes.split(",")]
+    pairs = load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1]
+    return pairs.split("train").table[names].reset_index(drop=True)
+
+
+def _few_labels_of(
+    folder: Path, known: pd.DataFrame, fractions: Sequence[float], draws: int
+) -> list[tuple[int, int, float, float]]:
+    "Labels, draw, mean R2, and mean R2 within the labels' range, of one cell's encoder."
+    z = load_file(folder / "embeddings.safetensors")
+    held_out = pd.read_csv(folder / "held_out.tsv", sep="\t")
+    truth = held_out[[f"true_{n}" for n in known]].set_axis(list(known), axis=1)
+    if len(z["train_ecg_BD"]) != len(known):
+        raise BadInput(
+            folder,
+            f"holds embeddings of {len(z['train_ecg_BD'])} training participants, the data has {len(known)}",
+            "Delete the folder, so that the cell is made again",
+        )
+    rows = []
+    for draw in range(draws):
+        for subset in label_subsets(len(known), fractions, seed=draw).values():
+            if len(subset) < 10 or draw and len(subset) == len(known):
+                continue
+            labels = known.iloc[subset].reset_index(drop=True)
+            predicted = predict_phenotypes(z["train_ecg_BD"][subset], labels, z["test_ecg_BD"], fit_ridge)
+            within = predicted.clip(labels.min(), labels.max(), axis=1)
+            both = np.stack([np.stack([truth, p], axis=2) for p in (predicted, within)])
+            rows.append((len(subset), draw, *r2_statistics(both)[:, 0]))
+    return rows
+
+
 # %% ../../nbs/studies/45_comparison_tables.ipynb #239a3bb4
-def _tasks(
-    tables: Sequence[pd.DataFrame],
-) -> dict[str, tuple[Callable, list[str], list[float], Callable[[pd.DataFrame], np.ndarray | None]]]:
-    "Task -> its statistic, the names of its metrics, their chance, and what it takes of a cell's table (None = the method has no answer)."
+class _Task(NamedTuple):
+    "What methods are scored in."
+
+    statistic: Callable[[np.ndarray], np.ndarray]  # of resamples
+    metrics: list[str]  # that it gives
+    chance: list[float]  # of each of them
+    take: Callable[[pd.DataFrame], np.ndarray | None]  # of a cell's table; None = the method has no answer
+
+
+def _tasks(tables: Sequence[pd.DataFrame]) -> dict[str, _Task]:
+    "Every task of the comparison by name."
     first = tables[0]
-    n = len(tables[0])
+    n = len(first)
     known = [c[len("predicted_") :] for c in first if c.startswith("predicted_")]
     sick = [c for c in known if set(first[f"true_{c}"].dropna()) <= {0.0, 1.0}]
     names = [c for c in known if c not in sick]
-
-    def both(columns):
-        return lambda t: (
-            np.stack(
-                [t[[f"{kind}_{c}" for c in columns]].to_numpy(float) for kind in ("true", "predicted")],
-                axis=2,
-            )
-            if columns
-            else None
-        )
-
-    def column(c):
-        return lambda t: t[c].to_numpy(float) if c in t else None
-
-    chance = float(first.similar_chance_sd.mean())
+    by_luck = float(first.similar_chance_sd.mean())
     return dict(
-        retrieval=(
+        retrieval=_Task(
             rank_statistics,
             ["recall@1", "recall@5", "recall@10", "median rank"],
             [1 / n, min(5 / n, 1), min(10 / n, 1), (n + 1) / 2],
-            column("rank_cmr"),
+            partial(_column, "rank_cmr"),
         ),
-        similar_cmr=(mean_statistics, ["distance of found CMRs (SD)"], [chance], column("similar_cmr_sd")),
-        similar_ecg=(mean_statistics, ["distance of found ECGs (SD)"], [chance], column("similar_ecg_sd")),
-        phenotypes=(
+        similar_cmr=_Task(
+            mean_statistics, ["distance of found CMRs (SD)"], [by_luck], partial(_column, "similar_cmr_sd")
+        ),
+        similar_ecg=_Task(
+            mean_statistics, ["distance of found ECGs (SD)"], [by_luck], partial(_column, "similar_ecg_sd")
+        ),
+        phenotypes=_Task(
             r2_statistics,
-            ["mean R2", *(f"R2 {p}" for p in names)],
+            ["mean R2", *(f"R2 {name}" for name in names)],
             [0.0] * (1 + len(names)),
-            both(names),
+            partial(_true_and_predicted, names),
         ),
-        conditions=(
+        conditions=_Task(
             auroc_statistics,
-            ["mean AUROC", *(f"AUROC {c}" for c in sick)],
+            ["mean AUROC", *(f"AUROC {name}" for name in sick)],
             [0.5] * (1 + len(sick)),
-            both(sick),
+            partial(_true_and_predicted, sick),
         ),
     )
+
+
+def _column(name: str, table: pd.DataFrame) -> np.ndarray | None:
+    "A column of a cell's table, where it has it."
+    return table[name].to_numpy(float) if name in table else None
+
+
+def _true_and_predicted(names: list[str], table: pd.DataFrame) -> np.ndarray | None:
+    "Truth and prediction of a cell's table, where there are any, (n, P, 2)."
+    if not names:
+        return None
+    kinds = [table[[f"{kind}_{name}" for name in names]].to_numpy(float) for kind in ("true", "predicted")]
+    return np.stack(kinds, axis=2)
 
 
 _METRIC_UNITS = {
@@ -192,6 +204,7 @@ _METRIC_UNITS = {
 }
 
 
+# %% ../../nbs/studies/45_comparison_tables.ipynb #33c4b83a
 def comparison_tables(
     cfg: CompareConfig,  # out, methods, seeds, n_boot
     reference: str = "ptacl",  # method that the others are compared with
@@ -200,43 +213,43 @@ def comparison_tables(
     cells = read_cells(cfg)
     if not cells:
         raise BadInput(comparison_folder(cfg), "holds no finished cell", "Run the cells first")
+    rows = known_methods()
     scores = []
     differences = []
-    for task, (statistic, metrics, chance, take) in _tasks(
-        [t for runs in cells.values() for t in runs]
-    ).items():
-        values = {m: [v for v in map(take, runs) if v is not None] for m, runs in cells.items()}
+    for name, task in _tasks([table for runs in cells.values() for table in runs]).items():
+        values = {m: [v for v in map(task.take, runs) if v is not None] for m, runs in cells.items()}
         values = {m: v for m, v in values.items() if v}
         for m, runs in values.items():
             scores.append(
-                score_over_seeds(runs, statistic, metrics, n_boot=cfg.n_boot).assign(
-                    task=task,
+                score_over_seeds(runs, task.statistic, task.metrics, n_boot=cfg.n_boot).assign(
+                    task=name,
                     method=m,
-                    title=METHODS[m].title,
-                    group=METHODS[m].group,
-                    chance=chance,
-                    unit=[_METRIC_UNITS.get(x, "") for x in metrics],
+                    title=rows[m].title,
+                    group=rows[m].group,
+                    chance=task.chance,
+                    unit=[_METRIC_UNITS.get(metric, "") for metric in task.metrics],
                 )
             )
         if reference in values and len(values) > 1:
-            differences.append(
-                compare_methods(values, reference, statistic, metrics, n_boot=cfg.n_boot).assign(task=task)
-            )
-    budget = [
-        json.loads((comparison_folder(cfg) / c.key / "cell.json").read_text()) | dict(cell=c.key)
-        for c in cells_of(cfg)
-        if (comparison_folder(cfg) / c.key / "cell.json").exists()
-    ]
-    out = dict(
+            compared = compare_methods(values, reference, task.statistic, task.metrics, n_boot=cfg.n_boot)
+            differences.append(compared.assign(task=name))
+    tables = dict(
         scores=pd.concat(scores, ignore_index=True),
         differences=pd.concat(differences, ignore_index=True) if differences else pd.DataFrame(),
-        budget=pd.DataFrame(budget)[
-            ["cell", "steps", "pairs_seen", "seconds", "weights_ecg", "weights", "commit"]
-        ],
+        budget=_budget(cfg),
     )
-    for name, table in out.items():
-        write_atomic(
-            comparison_folder(cfg) / f"{name}.tsv",
-            lambda tmp, table=table: table.to_csv(tmp, sep="\t", index=False),
-        )
-    return out
+    for name, table in tables.items():
+        path = comparison_folder(cfg) / f"{name}.tsv"
+        write_atomic(path, lambda tmp, table=table: table.to_csv(tmp, sep="\t", index=False))
+    return tables
+
+
+def _budget(cfg: CompareConfig) -> pd.DataFrame:
+    "What each finished cell had: steps, pairs, seconds, weights."
+    facts = []
+    for cell in cells_of(cfg):
+        path = comparison_folder(cfg) / cell.key / "cell.json"
+        if path.exists():
+            facts.append(json.loads(path.read_text()) | dict(cell=cell.key))
+    columns = ["cell", "steps", "pairs_seen", "seconds", "weights_ecg", "weights", "commit"]
+    return pd.DataFrame(facts)[columns]
