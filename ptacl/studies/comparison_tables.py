@@ -20,14 +20,10 @@ from ptacl.config import TrainConfig
 from ptacl.core import BadInput, write_atomic
 from ptacl.data.batches import load_data
 from ptacl.data.store import settings_of
-from ptacl.evaluation.probe import (
-    classification_statistics,
-    fit_ridge,
-    label_subsets,
-    predict_phenotypes,
-    regression_statistics,
-)
-from ptacl.evaluation.statistics import compare_methods, mean_statistics, rank_statistics, score_over_seeds
+from ptacl.evaluation.labels import label_subsets
+from ptacl.evaluation.metrics import METRICS, metrics_of, rank_statistics
+from ptacl.evaluation.probe import fit_ridge, predict_phenotypes
+from ptacl.evaluation.significance import compare_methods, mean_statistics, score_over_seeds
 from ptacl.studies.comparison import CompareConfig, cells_of, common_settings, comparison_folder, stored_data
 from ptacl.studies.methods import known_methods
 
@@ -60,7 +56,8 @@ def r2_statistics(
     sample: np.ndarray,  # resamples of target and prediction of several phenotypes, (R, n, P, 2)
 ) -> np.ndarray:  # mean R2, then that of each, (R, 1 + P)
     "R2 of several phenotypes and their mean."
-    each = np.stack([regression_statistics(sample[:, :, p])[:, 0] for p in range(sample.shape[2])], axis=1)
+    r2 = METRICS["R2"].function
+    each = np.stack([r2(*np.moveaxis(sample[:, :, p], 2, 0)) for p in range(sample.shape[2])], axis=1)
     return np.concatenate([each.mean(1, keepdims=True), each], axis=1)
 
 
@@ -69,9 +66,8 @@ def auroc_statistics(
     sample: np.ndarray,  # resamples of label and probability of several conditions, (R, n, C, 2)
 ) -> np.ndarray:  # mean AUROC, then that of each, (R, 1 + C)
     "AUROC of several conditions and their mean."
-    each = np.stack(
-        [classification_statistics(sample[:, :, c])[:, 0] for c in range(sample.shape[2])], axis=1
-    )
+    auroc = METRICS["AUROC"].function
+    each = np.stack([auroc(*np.moveaxis(sample[:, :, c], 2, 0)) for c in range(sample.shape[2])], axis=1)
     return np.concatenate([each.mean(1, keepdims=True), each], axis=1)
 
 
@@ -145,6 +141,7 @@ class _Task(NamedTuple):
     statistic: Callable[[np.ndarray], np.ndarray]  # of resamples
     metrics: list[str]  # that it gives
     chance: list[float]  # of each of them
+    units: list[str]  # of each of them; empty = a number without one
     take: Callable[[pd.DataFrame], np.ndarray | None]  # of a cell's table; None = the method has no answer
 
 
@@ -155,32 +152,44 @@ def _tasks(tables: Sequence[pd.DataFrame]) -> dict[str, _Task]:
     known = [c[len("predicted_") :] for c in first if c.startswith("predicted_")]
     sick = [c for c in known if set(first[f"true_{c}"].dropna()) <= {0.0, 1.0}]
     names = [c for c in known if c not in sick]
-    by_luck = float(first.similar_chance_sd.mean())
+    each_rank_once = np.arange(1, n + 1.0)[None]
+    rank_metrics = metrics_of("retrieval")
+    distance = dict(
+        statistic=mean_statistics,
+        chance=[float(first.similar_chance_sd.mean())],
+        units=[METRICS["mean distance"].unit],
+    )
     return dict(
         retrieval=_Task(
-            rank_statistics,
-            ["recall@1", "recall@5", "recall@10", "median rank"],
-            [1 / n, min(5 / n, 1), min(10 / n, 1), (n + 1) / 2],
-            partial(_column, "rank_cmr"),
+            statistic=rank_statistics,
+            metrics=list(rank_metrics),
+            chance=rank_statistics(each_rank_once)[0].tolist(),
+            units=[_RANK if name == "median rank" else metric.unit for name, metric in rank_metrics.items()],
+            take=partial(_column, "rank_cmr"),
         ),
         similar_cmr=_Task(
-            mean_statistics, ["distance of found CMRs (SD)"], [by_luck], partial(_column, "similar_cmr_sd")
+            metrics=["distance of found CMRs (SD)"], take=partial(_column, "similar_cmr_sd"), **distance
         ),
         similar_ecg=_Task(
-            mean_statistics, ["distance of found ECGs (SD)"], [by_luck], partial(_column, "similar_ecg_sd")
+            metrics=["distance of found ECGs (SD)"], take=partial(_column, "similar_ecg_sd"), **distance
         ),
-        phenotypes=_Task(
-            r2_statistics,
-            ["mean R2", *(f"R2 {name}" for name in names)],
-            [0.0] * (1 + len(names)),
-            partial(_true_and_predicted, names),
-        ),
-        conditions=_Task(
-            auroc_statistics,
-            ["mean AUROC", *(f"AUROC {name}" for name in sick)],
-            [0.5] * (1 + len(sick)),
-            partial(_true_and_predicted, sick),
-        ),
+        phenotypes=_mean_and_each("R2", names, r2_statistics),
+        conditions=_mean_and_each("AUROC", sick, auroc_statistics),
+    )
+
+
+_RANK = "rank, 1 = best"  # as figures say it of a median rank
+
+
+def _mean_and_each(metric: str, names: list[str], statistic: Callable[[np.ndarray], np.ndarray]) -> _Task:
+    "A metric of several phenotypes or conditions and its mean."
+    n = 1 + len(names)
+    return _Task(
+        statistic=statistic,
+        metrics=[f"mean {metric}", *(f"{metric} {name}" for name in names)],
+        chance=[METRICS[metric].chance] * n,
+        units=[METRICS[metric].unit] * n,
+        take=partial(_true_and_predicted, names),
     )
 
 
@@ -195,13 +204,6 @@ def _true_and_predicted(names: list[str], table: pd.DataFrame) -> np.ndarray | N
         return None
     kinds = [table[[f"{kind}_{name}" for name in names]].to_numpy(float) for kind in ("true", "predicted")]
     return np.stack(kinds, axis=2)
-
-
-_METRIC_UNITS = {
-    "median rank": "rank, 1 = best",
-    "distance of found CMRs (SD)": "SD",
-    "distance of found ECGs (SD)": "SD",
-}
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #33c4b83a
@@ -227,7 +229,7 @@ def comparison_tables(
                     title=rows[m].title,
                     group=rows[m].group,
                     chance=task.chance,
-                    unit=[_METRIC_UNITS.get(metric, "") for metric in task.metrics],
+                    unit=task.units,
                 )
             )
         if reference in values and len(values) > 1:

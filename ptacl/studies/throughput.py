@@ -36,22 +36,17 @@ from torch import Tensor
 
 from ptacl.config import TrainConfig, save_config
 from ptacl.core import BadInput
-from ptacl.data.batches import Batch, Pairs, load_data
+from ptacl.data.batches import Pairs, load_data
 from ptacl.data.ecg import read_ecg
 from ptacl.losses.contrast import info_nce
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.objective import objective
 from ptacl.models.ptacl import ecg_encoder_from_config
 from ptacl.models.systems import build_system
-from ptacl.training.loop import (
-    TrainState,
-    draw_part,
-    fabric_from_config,
-    finish_part,
-    start_state,
-    step_batches,
-    train_step,
-)
+from ptacl.training.batches import StepBatch, TrainingBatches
+from ptacl.training.checkpoint import TrainState, start_state
+from ptacl.training.device import fabric_from_config
+from ptacl.training.loop import train_step
 from ptacl.use.embed import ecg_windows, embed
 
 
@@ -81,9 +76,7 @@ def step_shares(
 ) -> pd.DataFrame:  # part: reading, augmenting, forward, loss, backward, optimiser; median ms, share
     "How the time of a training step is divided."
     state = _ready_state(cfg, train)
-    members = next(step_batches(cfg, train, 0, 1, range(1), "cpu"))[0]
-    rows = range(len(members))
-    n_patches = state.model.ecg_encoder.n_patches
+    batches = _batches(state, cfg, train)
     times = []
 
     def clock() -> float:
@@ -94,9 +87,9 @@ def step_shares(
 
     for step in range(steps + 1):
         at = [clock()]
-        batch = draw_part(cfg, train, members, step, rows, n_patches)
+        batch = batches.read(step)
         at.append(clock())
-        batch = finish_part(batch, cfg, step, rows, state.fabric.device)
+        batch = batches.finish(batch, step)
         at.append(clock())
         out = state.model.train()(batch)
         at.append(clock())
@@ -121,10 +114,21 @@ def _ready_state(cfg: TrainConfig, train: Pairs) -> TrainState:
     return start_state(cfg, build_system(cfg), train, fabric_from_config(cfg))
 
 
-def _first_batch(state: TrainState, cfg: TrainConfig, train: Pairs) -> tuple[np.ndarray, Batch]:
-    "Members and batch of the first step, in memory."
-    n_patches = state.model.ecg_encoder.n_patches
-    return next(step_batches(cfg, train, 0, 1, range(1), state.fabric.device, n_patches))
+def _batches(state: TrainState, cfg: TrainConfig, train: Pairs) -> TrainingBatches:
+    "What the steps of a run see."
+    return TrainingBatches(
+        cfg,
+        train,
+        process=state.fabric.global_rank,
+        processes=state.fabric.world_size,
+        device=state.fabric.device,
+        n_patches=state.model.ecg_encoder.n_patches,
+    )
+
+
+def _first_batch(state: TrainState, cfg: TrainConfig, train: Pairs) -> StepBatch:
+    "The batch of the first step, in memory."
+    return next(iter(_batches(state, cfg, train)))
 
 
 def _take_step(state: TrainState) -> None:
@@ -150,24 +154,25 @@ def loop_rates(
     "Throughput of the training loop and of a bare one."
     state = _ready_state(cfg, train)
     bare = _ready_state(cfg, train)
-    members, batch = _first_batch(bare, cfg, train)
-    ids = train.table.participant_id.iloc[members].tolist()
+    batch = _first_batch(bare, cfg, train)
+    in_memory = batch.parts[0]()
+    stream = iter(_batches(state, cfg, train))
 
     def run_bare() -> None:
         "Forward, loss, backward, step."
         for _ in range(steps):
-            bare.fabric.backward(objective(bare.model.train()(batch), bare.model.temperature, cfg)[0])
+            out = bare.model.train()(in_memory)
+            bare.fabric.backward(objective(out, bare.model.temperature, cfg)[0])
             _take_step(bare)
 
     def run_training() -> None:
         "What `fit` does in a step."
-        todo = range(state.step, state.step + steps)
-        n_patches = state.model.ecg_encoder.n_patches
-        for _, b in step_batches(cfg, train, 0, 1, todo, state.fabric.device, n_patches):
-            train_step(state, b, cfg, 10**6, ids)
+        for _ in range(steps):
+            train_step(state, next(stream), cfg, 10**6)
 
     seconds = in_turns(dict(bare=run_bare, training=run_training), turns)
-    return _rates_table("loop", {k: steps * len(ids) / statistics.median(v) for k, v in seconds.items()})
+    n_pairs = steps * len(batch.participants)
+    return _rates_table("loop", {k: n_pairs / statistics.median(v) for k, v in seconds.items()})
 
 
 # %% ../../nbs/studies/70_throughput.ipynb #dcc6ec92
@@ -180,9 +185,7 @@ def step_rates(
     jobs = {}
     for name, cfg in configs.items():
         state = _ready_state(cfg, train)
-        members, batch = _first_batch(state, cfg, train)
-        ids = train.table.participant_id.iloc[members].tolist()
-        jobs[name] = partial(train_step, state, batch, cfg, 10**6, ids)
+        jobs[name] = partial(train_step, state, _first_batch(state, cfg, train), cfg, 10**6)
     seconds = in_turns(jobs, turns)
     n_pairs = {name: min(cfg.batch_size, len(train)) for name, cfg in configs.items()}
     return _rates_table("name", {k: n_pairs[k] / statistics.median(v) for k, v in seconds.items()})
@@ -200,7 +203,7 @@ def local_share(
             "parameters", "`local_weight` is 0.0", "Give the configuration whose local loss shall be timed"
         )
     state = _ready_state(cfg, train)
-    batch = _first_batch(state, cfg, train)[1]
+    batch = _first_batch(state, cfg, train).parts[0]()
     inner = state.model.train().module
 
     def with_local() -> Tensor:
@@ -234,12 +237,11 @@ def hot_spots(
 ) -> pd.DataFrame:  # operation, ms a step, share of all; the longest first
     "The operations in which training steps spend their time."
     state = _ready_state(cfg, train)
-    members, batch = _first_batch(state, cfg, train)
-    ids = train.table.participant_id.iloc[members].tolist()
-    train_step(state, batch, cfg, 10**6, ids)
+    batch = _first_batch(state, cfg, train)
+    train_step(state, batch, cfg, 10**6)
     with torch.profiler.profile() as profile:
         for _ in range(steps):
-            train_step(state, batch, cfg, 10**6, ids)
+            train_step(state, batch, cfg, 10**6)
     on_device = state.fabric.device.type == "cuda"
     spent = {
         e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total) / 1e3 / steps
@@ -290,17 +292,14 @@ def _rate_of_process(cfg: TrainConfig, steps: int) -> str:
     "What each process does: train some steps, and say how fast."
     train = load_data(cfg.data, cfg, progress=False)[1].split("train")
     state = _ready_state(cfg, train)
-    fabric = state.fabric
-    n_patches = state.model.ecg_encoder.n_patches
-    batches = step_batches(
-        cfg, train, fabric.global_rank, fabric.world_size, range(steps + 2), fabric.device, n_patches
-    )
+    stream = iter(_batches(state, cfg, train))
     start = 0.0
-    for k, (members, batch) in enumerate(batches):
+    for k in range(steps + 2):
+        batch = next(stream)
         if k == 2:
             start = time.perf_counter()
-        train_step(state, batch, cfg, 10**6, [""] * len(members))
-    return str(steps * len(members) / (time.perf_counter() - start))
+        train_step(state, batch, cfg, 10**6)
+    return str(steps * len(batch.participants) / (time.perf_counter() - start))
 
 
 def _children(name: str, cfg: TrainConfig, environments: list[dict[str, str]], *args: int) -> list[str]:
@@ -349,9 +348,9 @@ def _memory_of_step(cfg: TrainConfig) -> str:
     train = few.take(np.arange(cfg.batch_size) % len(few))
     train.table["participant_id"] = [str(k) for k in range(len(train))]
     state = _ready_state(cfg, few)
-    members, batch = _first_batch(state, cfg, train)
+    batch = _first_batch(state, replace(cfg, epochs=1), train)  # the only one: none is read ahead
     before = _peak_mb(state.fabric.device, forget=True)
-    train_step(state, batch, cfg, 10**6, [""] * len(members))
+    train_step(state, batch, cfg, 10**6)
     return f"{_peak_mb(state.fabric.device)} {before}"
 
 
