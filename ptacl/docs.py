@@ -6,17 +6,8 @@
 __all__ = [
     "STYLE",
     "SPHINX",
-    "page_of",
     "Section",
     "read_order",
-    "Parameter",
-    "Symbol",
-    "symbols_of",
-    "entry",
-    "Site",
-    "prose",
-    "output_text",
-    "page_text",
     "mathml",
     "setup",
     "write_sources",
@@ -27,36 +18,24 @@ __all__ = [
 
 # %% ../nbs/top/90_docs.ipynb #6236d74a
 import argparse
-import ast
-import base64
 import gc
 import html
+import importlib.util
 import io
-import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import ptacl
 from ptacl.core import BadInput
-
-
-# %% ../nbs/top/90_docs.ipynb #8e9ea02d
-def page_of(
-    notebook: str,  # path of a notebook below nbs/, with slashes
-) -> str:  # address of its page, without suffix
-    "Where a notebook is shown."
-    folder, _, name = notebook.rpartition("/")
-    return (f"{folder}/" if folder else "") + re.sub(
-        r"^\d+[a-zA-Z0-9]*_", "", name.lower().removesuffix(".ipynb")
-    )
+from ptacl.pages import Site, page_of, page_text, plain_text, prose, read_cells
+from ptacl.reference import symbols_of
 
 
 # %% ../nbs/top/90_docs.ipynb #12986b44
@@ -64,8 +43,7 @@ def page_of(
 class Section:
     "A heading of the sidebar and what stands under it."
 
-    # as readers see it; a section within another carries both names, `Reference: losses`
-    title: str
+    title: str  # as readers see it; a section within another carries both names, `Reference: losses`
     notebooks: tuple[str, ...]  # paths below nbs/, in order
 
 
@@ -78,403 +56,35 @@ def read_order(
 
     file = nbs / "sidebar.yml"
     if not file.is_file():
-        raise BadInput(
-            file,
-            "no such file",
-            "Name a clone with --root; its sidebar.yml lists the notebooks as Quarto reads it",
-        )
-    sections = list(
-        _sections(yaml.safe_load(file.read_text(encoding="utf-8"))["website"]["sidebar"]["contents"], "")
-    )
+        remedy = "Name a clone with --root; its sidebar.yml lists the notebooks as Quarto reads it"
+        raise BadInput(file, "no such file", remedy)
+    sidebar = yaml.safe_load(file.read_text(encoding="utf-8"))["website"]["sidebar"]
+    sections = list(_sections(sidebar["contents"], ""))
     listed = [n for s in sections for n in s.notebooks]
     found = [p.relative_to(nbs) for p in nbs.rglob("*.ipynb")]
     found = {p.as_posix() for p in found if not any(part.startswith((".", "_")) for part in p.parts)}
     pages = [page_of(n) for n in listed]
-    for problem, names in (
-        ("does not list", found - {*listed}),
-        ("lists twice", {n for n in listed if listed.count(n) > 1}),
-        ("lists what is not there:", {*listed} - found),
-        ("has two notebooks with one address:", {p for p in pages if pages.count(p) > 1}),
-    ):
+    wrong = {
+        "does not list": found - {*listed},
+        "lists twice": {n for n in listed if listed.count(n) > 1},
+        "lists what is not there:": {*listed} - found,
+        "has two notebooks with one address:": {p for p in pages if pages.count(p) > 1},
+    }
+    for problem, names in wrong.items():
         if names:
-            raise BadInput(
-                file,
-                f"{problem} {', '.join(sorted(names))}",
-                "Every notebook below nbs/ stands there once, under its path",
-            )
+            remedy = "Every notebook below nbs/ stands there once, under its path"
+            raise BadInput(file, f"{problem} {', '.join(sorted(names))}", remedy)
     return sections
 
 
 def _sections(contents: list, title: str) -> Iterator[Section]:
     "Sections of a list, depth first."
-    pages = tuple(
-        c if isinstance(c, str) else c["href"] for c in contents if isinstance(c, str) or "section" not in c
-    )
-    if pages:
-        yield Section(title, pages)
+    single = [c for c in contents if isinstance(c, str) or "section" not in c]
+    if single:
+        yield Section(title, tuple(c if isinstance(c, str) else c["href"] for c in single))
     for c in contents:
         if isinstance(c, dict) and "section" in c:
             yield from _sections(c["contents"], f"{title}: {c['section'].lower()}" if title else c["section"])
-
-
-# %% ../nbs/top/90_docs.ipynb #109973fd
-@dataclass(frozen=True)
-class Parameter:
-    "One line of a table: a parameter, a field or what is returned."
-
-    name: str  # as it is written in code
-    type: str  # annotation; empty = none
-    default: str  # source of the default; empty = there is none
-    meaning: str  # its comment
-
-
-# %% ../nbs/top/90_docs.ipynb #ab808c53
-@dataclass(frozen=True)
-class Symbol:
-    "Something public that an exported cell defines."
-
-    name: str  # `info_nce`, or `Cine.crop` for a method
-    kind: str  # function, class, method, property or data, as Sphinx calls them
-    # parameters and what is returned, as in code; empty where nothing is called
-    signature: str
-    meaning: str  # docstring, or the comment of a constant
-    parameters: tuple[Parameter, ...]  # parameters or fields, then what is returned
-    members: tuple["Symbol", ...] = ()  # public methods of a class
-
-
-# %% ../nbs/top/90_docs.ipynb #30670c27
-def _class(c: ast.ClassDef, comments: Mapping[int, str]) -> Symbol:
-    "A class with its public methods."
-    functions = {f.name: _described(f, comments, c.name) for f in c.body if isinstance(f, ast.FunctionDef)}
-    is_record = any("dataclass" in ast.unparse(d) for d in c.decorator_list) or "NamedTuple" in [
-        ast.unparse(b) for b in c.bases
-    ]
-    table = ()
-    signature = ""
-    if "__init__" in functions:
-        table = functions["__init__"].parameters
-        signature = functions["__init__"].signature.split(" -> ")[0]
-    elif is_record:
-        table = tuple(_annotated(c.body, comments))
-        signature = (
-            "("
-            + ", ".join(f"{p.name}: {p.type}" + (f" = {p.default}" if p.default else "") for p in table)
-            + ")"
-        )
-    members = tuple(f for name, f in functions.items() if not name.startswith("_") and f.meaning)
-    return Symbol(c.name, "class", signature, ast.get_docstring(c) or "", table, members)
-
-
-def _annotated(body: Sequence[ast.stmt], comments: Mapping[int, str]) -> Iterator[Parameter]:
-    "The `name: type = default # meaning` lines of a class, or of an experiment's first cell."
-    for n in body:
-        if isinstance(n, ast.AnnAssign):
-            yield Parameter(
-                n.target.id,
-                ast.unparse(n.annotation),
-                ast.unparse(n.value) if n.value else "",
-                _meaning(comments, n.lineno, ()),
-            )
-
-
-# %% ../nbs/top/90_docs.ipynb #1e3359ab
-def symbols_of(
-    source: str,  # source of an exported cell
-) -> list[Symbol]:  # public symbols in the order of the cell
-    "What a cell adds to the reference."
-    comments = _comments(source)
-    found = []
-    for n in ast.parse(source).body:
-        if isinstance(n, ast.FunctionDef):
-            found.append(_described(n, comments, _owner(n)))
-        elif isinstance(n, ast.ClassDef):
-            found.append(_class(n, comments))
-        elif isinstance(n, (ast.Assign, ast.AnnAssign)):
-            for t in (
-                t
-                for target in (n.targets if isinstance(n, ast.Assign) else [n.target])
-                for t in ast.walk(target)
-            ):
-                if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store):
-                    found.append(Symbol(t.id, "data", "", _meaning(comments, n.lineno, ()), ()))
-    return [s for s in found if not any(part.startswith("_") for part in s.name.split("."))]
-
-
-def _comments(source: str) -> dict[int, str]:
-    "Number of a line -> its comment; negative where the comment stands alone."
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
-    return {t.start[0] * (1 if t.line[: t.start[1]].strip() else -1): t.string.lstrip("#| ") for t in tokens}
-
-
-def _meaning(comments: Mapping[int, str], line: int, taken: Sequence[int]) -> str:
-    "The comment on a line, or alone on the line above."
-    return comments.get(line) or ("" if line - 1 in taken else comments.get(1 - line, ""))
-
-
-def _owner(f: ast.FunctionDef) -> str:
-    "The class that an `@patch` function belongs to."
-    is_patch = any(ast.unparse(d).startswith("patch") for d in f.decorator_list)
-    return ast.unparse(f.args.args[0].annotation) if is_patch else ""
-
-
-def _described(f: ast.FunctionDef, comments: Mapping[int, str], owner: str) -> Symbol:
-    "A function, or a method of `owner`."
-    said = [ast.unparse(d) for d in f.decorator_list]
-    skip = int(bool(owner) and "staticmethod" not in said)  # `self` or `cls`
-    args = ast.arguments(
-        f.args.posonlyargs,
-        f.args.args[skip:],
-        f.args.vararg,
-        f.args.kwonlyargs,
-        f.args.kw_defaults,
-        f.args.kwarg,
-        f.args.defaults,
-    )
-    positional = args.posonlyargs + args.args
-    defaults = dict(
-        zip((a.arg for a in positional[len(positional) - len(args.defaults) :]), args.defaults, strict=False)
-    ) | {a.arg: d for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d is not None}
-    named = [a for a in positional + [args.vararg] + args.kwonlyargs if a is not None]
-    taken = [a.lineno for a in named]
-    table = [
-        Parameter(
-            a.arg,
-            ast.unparse(a.annotation) if a.annotation else "",
-            ast.unparse(defaults[a.arg]) if a.arg in defaults else "",
-            _meaning(comments, a.lineno, taken),
-        )
-        for a in named
-    ]
-    returns = ast.unparse(f.returns) if f.returns else ""
-    if returns not in ("", "None"):
-        table.append(Parameter("returns", returns, "", _meaning(comments, f.returns.lineno, taken)))
-    kind = "property" if "property" in said else "method" if owner else "function"
-    signature = "" if kind == "property" else f"({ast.unparse(args)})" + (f" -> {returns}" if returns else "")
-    return Symbol(
-        f"{owner}.{f.name}" if owner else f.name, kind, signature, ast.get_docstring(f) or "", tuple(table)
-    )
-
-
-# %% ../nbs/top/90_docs.ipynb #6a13598e
-def entry(
-    symbol: Symbol,  # what is described
-    depth: int = 0,  # levels of members below it that are still to come, 0 or 1
-) -> str:  # MyST
-    "The entry of a symbol in the reference."
-    fence = ":" * (6 - depth)
-    name = symbol.name.rpartition(".")[2] if depth else symbol.name
-    parts = [
-        f"{fence}{{py:{symbol.kind}}} {name}{symbol.signature}",
-        _plain(symbol.meaning),
-        _rows_of(symbol.parameters),
-        *(entry(m, depth + 1) for m in symbol.members),
-        fence,
-    ]
-    return "\n\n".join(p for p in parts if p)
-
-
-def _plain(text: str) -> str:
-    "Text that Markdown shows as it stands, code in back-ticks aside."
-    return "".join(
-        p if p.startswith("`") else re.sub(r"([*_<$\[\]{}\\|~])", r"\\\1", p)
-        for p in re.split(r"(`[^`]*`)", text)
-    )
-
-
-def _code(text: str) -> str:
-    "Code within a line of a table."
-    return f"`{text}`".replace("|", r"\|") if text else ""
-
-
-def _rows_of(parameters: Sequence[Parameter]) -> str:
-    "A table of parameters; no column of defaults where there are none."
-    if not parameters:
-        return ""
-    has = any(p.default for p in parameters)
-    head = ["name", "type", *["default"] * has, "meaning"]
-    # two back-ticks: not a link to the function of that name
-    rows = [
-        [
-            f"``{p.name}``" if p.name != "returns" else "*returns*",
-            _code(p.type),
-            *[_code(p.default)] * has,
-            _plain(p.meaning),
-        ]
-        for p in parameters
-    ]
-    return "\n".join("| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows))
-
-
-# %% ../nbs/top/90_docs.ipynb #7ad61596
-@dataclass(frozen=True)
-class Site:
-    "What a page must know of the others."
-
-    root: Path  # folder that holds nbs/ and CONTRIBUTING.md
-    source: Path  # where the Markdown and the pictures go
-    pages: Mapping[str, str]  # notebook below nbs/ -> its address
-    names: Mapping[str, str]  # public name in back-ticks -> what Sphinx calls it
-
-    def place(
-        self,
-        base: str,  # folder of the page below nbs/, "" = nbs/ itself
-        target: str,  # link as it is written there
-    ) -> str:  # link that the site understands
-        "The place on the site of what a notebook links to; files are copied along."
-        path, mark, anchor = target.partition("#")
-        if re.match(r"[a-z]+:", target) or not path:
-            return target
-        inside = os.path.normpath(os.path.join(base, unquote(path))).replace(os.sep, "/")
-        by_address = {f"{page}.html": page for page in self.pages.values()}
-        page = (
-            "contributing"
-            if inside == "../CONTRIBUTING.md"
-            else self.pages.get(inside, by_address.get(inside))
-        )
-        if page is not None:
-            return f"/{page}.md{mark}{anchor}"
-        file = self.root / "nbs" / inside
-        copy = f"files/{inside.replace('../', '')}"
-        if not file.is_file():
-            return target  # Sphinx says that there is no such file, and where
-        (self.source / copy).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, self.source / copy)
-        return f"/{copy}"
-
-
-# %% ../nbs/top/90_docs.ipynb #ef0b834b
-def prose(
-    text: str,  # Markdown of a cell
-    site: Site,  # the other pages
-    base: str,  # folder of the page below nbs/, "" = nbs/ itself
-) -> str:  # MyST with links that the site understands
-    "The text of a cell, its links and the names in it resolved."
-
-    def name(m: re.Match) -> str:
-        "A link to the entry of a public name."
-        return f"{{py:obj}}`{m[1]} <{site.names[m[1]]}>`" if m[1] in site.names else m[0]
-
-    parts = re.split(r"(^```.*?^```|^#+ .*?$|\$\$.*?\$\$)", text, flags=re.M | re.S)
-    for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"(\]\()([^)\s]+)", lambda m: m[1] + site.place(base, m[2]), parts[i])
-        parts[i] = re.sub(r"(?<![`\[}])`([\w.]+)(?:\(\))?`(?![`\]])", name, parts[i])
-    return "".join(parts)
-
-
-# %% ../nbs/top/90_docs.ipynb #2187b296
-def output_text(
-    output: Mapping[str, object],  # stored output, as in the notebook's JSON
-    file: Path,  # where a picture goes, without suffix
-    link: str,  # the same place as the page's Markdown names it
-) -> str:  # MyST, empty where there is nothing to show
-    "A stored output."
-    data = {k: "".join(v) if isinstance(v, (list, str)) else v for k, v in output.get("data", {}).items()}
-    if output["output_type"] == "stream":
-        data = {"text/plain": "".join(output["text"])} if output["name"] == "stdout" else {}
-    if "application/vnd.jupyter.widget-view+json" in data:
-        return ""
-    for kind, suffix in (("image/svg+xml", ".svg"), ("image/png", ".png"), ("image/jpeg", ".jpg")):
-        if kind not in data:
-            continue
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(suffix).write_bytes(
-            data[kind].encode() if suffix == ".svg" else base64.b64decode(data[kind])
-        )
-        return f"```{{image}} {link}{suffix}\n:alt: figure\n:class: output\n```"
-    if "text/html" in data:
-        lines = re.sub(
-            r"<style scoped>.*?</style>| border=\"1\"", "", data["text/html"], flags=re.S
-        ).splitlines()
-        return "\n".join(
-            [
-                "```{raw} html",
-                '<div class="output table-wrapper">',
-                *(l for l in lines if l.strip()),
-                "</div>",
-                "```",
-            ]
-        )
-    if "text/markdown" in data:
-        return data["text/markdown"]
-    return (
-        f"```{{code-block}} none\n:class: output\n\n{data['text/plain'].rstrip()}\n```"
-        if data.get("text/plain", "").strip()
-        else ""
-    )
-
-
-# %% ../nbs/top/90_docs.ipynb #b0c0297f
-def page_text(
-    notebook: str,  # path below nbs/
-    site: Site,  # the other pages
-) -> str:  # MyST
-    "A notebook as a page: the code of a module or an experiment folded, the reference in its place."
-    cells = _read_cells(site.root / "nbs" / notebook)
-    base = notebook.rpartition("/")[0]
-    page = site.pages[notebook]
-    module = next((d["default_exp"] for _, _, d in cells if "default_exp" in d), "")
-    parts = []
-    noted = False
-    # pages that are read for what they say
-    folds = base in ("concepts", "results") or any(
-        "parameters" in c["metadata"].get("tags", []) for c, _, _ in cells
-    )
-    for cell, source, said in cells:
-        if cell["cell_type"] == "markdown":
-            parts.append(prose(source, site, base))
-        if cell["cell_type"] == "markdown" and not noted:
-            parts += [f"```{{py:module}} ptacl.{module}\n```"] if module else []
-            parts.append(
-                f"[Notebook `nbs/{notebook}`"
-                + (f", module `ptacl.{module}`" if module else "")
-                + "]{.origin}"
-            )
-            noted = True
-        if (
-            cell["cell_type"] != "code"
-            or "hide" in said
-            or "default_exp" in said
-            or said.get("include") == "false"
-        ):
-            continue
-        code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
-        if "parameters" in cell["metadata"].get("tags", []):
-            parts.append(_rows_of(list(_annotated(ast.parse(code).body, _comments(code)))))
-            continue
-        parts += [prose(entry(s), site, base) for s in symbols_of(code)] if "export" in said else []
-        if said.get("echo") != "false":
-            parts.append(_shown(code, folded="Source" if "export" in said else "Code" * folds))
-        if said.get("output") == "false":
-            continue
-        names = [f"images/{page.replace('/', '-')}-{cell['id']}-{i}" for i in range(len(cell["outputs"]))]
-        parts += [
-            output_text(o, site.source / n, f"/{n}") for o, n in zip(cell["outputs"], names, strict=True)
-        ]
-    return "\n\n".join(p for p in parts if p) + "\n"
-
-
-def _read_cells(file: Path) -> list[tuple[dict, str, dict[str, str]]]:
-    "Cells of a notebook, each with its source and the directives on top."
-    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(c["source"]) for c in cells]
-    return [
-        (
-            c,
-            s,
-            {k: v.strip() for k, v in re.findall(r"^#\|\s*([\w-]+):?[ \t]*(.*)$", s, re.M)}
-            if c["cell_type"] == "code"
-            else {},
-        )
-        for c, s in zip(cells, sources, strict=True)
-    ]
-
-
-def _shown(code: str, folded: str) -> str:
-    "Code, behind a word to click on where one is given."
-    block = f"~~~~python\n{code}\n~~~~"
-    return (
-        f'<details class="source"><summary>{folded}</summary>\n\n{block}\n\n</details>' if folded else block
-    )
 
 
 # %% ../nbs/top/90_docs.ipynb #6c6ee94d
@@ -513,12 +123,15 @@ def setup(
 
 # %% ../nbs/top/90_docs.ipynb #9f56c631
 STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
-.content img.output, .content figure img { background: #fff; border-radius: 4px; max-width: 100%; height: auto; }
+.content img.output, .content figure img { max-width: 100%; height: auto; }
+.content img.output, .content figure img { background: #fff; border-radius: 4px; }
 .output.table-wrapper { overflow-x: auto; margin: .6rem 0 1.2rem; }
 .output table { border-collapse: collapse; font-size: .85em; }
-.output th, .output td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--color-background-border); white-space: nowrap; }
+.output th, .output td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
+.output th, .output td { border-bottom: 1px solid var(--color-background-border); }
 div.output.highlight-none { margin-top: -.6rem; }
-div.output.highlight-none pre { white-space: pre-wrap; background: none; border-left: 3px solid var(--color-background-border); padding: .2rem .8rem; }
+div.output.highlight-none pre { white-space: pre-wrap; background: none; padding: .2rem .8rem; }
+div.output.highlight-none pre { border-left: 3px solid var(--color-background-border); }
 details.source { margin: .4rem 0 1.2rem; }
 details.source > summary { cursor: pointer; font-size: .85em; color: var(--color-foreground-muted); }
 .origin { font-size: .85em; color: var(--color-foreground-muted); }
@@ -545,26 +158,22 @@ def write_sources(
 ) -> Site:  # what was written
     "Write every page as MyST."
     order = read_order(root / "nbs")
-    nbs = root / "nbs"
+    notebooks = [n for section in order for n in section.notebooks]
     known = {}
     lists = ["# All symbols\n\n> What the modules export, one line each."]
-    for n in (n for s in order for n in s.notebooks):
-        cells = _read_cells(nbs / n)
-        module = next((d["default_exp"] for _, _, d in cells if "default_exp" in d), "")
-        found = [s for _, c, d in cells if "export" in d for s in symbols_of(c)]
+    for n in notebooks:
+        cells = read_cells(root / "nbs" / n)
+        module = next((f"ptacl.{d['default_exp']}" for _, _, d in cells if "default_exp" in d), "")
+        found = [s for _, text, d in cells if "export" in d for s in symbols_of(text)]
         if not found:
             continue
-        known |= {m.name: f"ptacl.{module}.{m.name}" for s in found for m in (s, *s.members)} | {
-            f"ptacl.{module}": f"ptacl.{module}"
-        }
-        lists.append(
-            f"## `ptacl.{module}`\n\n"
-            + "\n".join(["| | |", "|---|---|", *(f"| `{s.name}` | {_plain(s.meaning)} |" for s in found)])
-        )
-    site = Site(root, source, {n: page_of(n) for s in order for n in s.notebooks}, known)
-    pages = {page: page_text(n, site) for n, page in site.pages.items()} | {
-        "symbols": prose("\n\n".join(lists), site, "")
-    }
+        known |= {m.name: f"{module}.{m.name}" for s in found for m in (s, *s.members)}
+        known[module] = module
+        rows = [f"| `{s.name}` | {plain_text(s.meaning)} |" for s in found]
+        lists.append("\n".join([f"## `{module}`\n", "| | |", "|---|---|", *rows]))
+    site = Site(root, source, {n: page_of(n) for n in notebooks}, known)
+    pages = {page: page_text(n, site) for n, page in site.pages.items()}
+    pages["symbols"] = prose("\n\n".join(lists), site, "")
     if (root / "CONTRIBUTING.md").is_file():
         pages["contributing"] = prose((root / "CONTRIBUTING.md").read_text(encoding="utf-8"), site, "..")
     pages["index"] += _contents(order, site)
@@ -587,64 +196,54 @@ def _contents(order: Sequence[Section], site: Site) -> str:
         if not has_symbols and s.title.startswith("Reference"):
             pages = ["symbols", *pages]
             has_symbols = True
-        tables.append(
-            "\n".join(
-                [
-                    "",
-                    "```{toctree}",
-                    ":hidden:",
-                    f":caption: {s.title}",
-                    "",
-                    *(p if p != "index" else "Overview <self>" for p in pages),
-                    "```",
-                    "",
-                ]
-            )
-        )
+        entries = [p if p != "index" else "Overview <self>" for p in pages]
+        head = ["", "```{toctree}", ":hidden:", f":caption: {s.title}", ""]
+        tables.append("\n".join([*head, *entries, "```", ""]))
     if not has_symbols:
         tables.append("\n```{toctree}\n:hidden:\n:caption: Reference\n\nsymbols\n```\n")
     return "".join(tables)
 
 
 # %% ../nbs/top/90_docs.ipynb #8f89df75
+_LINK = re.compile(
+    r"<(a|link|script|img|iframe|source|video|object)\s(?:[^>]*?\s)?"
+    r"""(?:href|src|data)=["']([^"']+)"""
+)
+_ANCHOR = re.compile(r"""\s(?:id|name)=["']([^"']*)""")
+_FETCHED = re.compile(r"""(?:url\(|@import )\s*['"]?((?:https?:)?//[^'")]+)""")
+
+
 def problems_of(
     site: Path,  # folder of built pages
 ) -> list[str]:  # one line for each broken link, missing file and outside request; empty = none
     "What is wrong with built pages."
-    text = {p: p.read_text(encoding="utf-8") for p in sorted(site.resolve().rglob("*.html"))}
-    anchors = {p: {"", "top", *re.findall(r"""\s(?:id|name)=["']([^"']*)""", t)} for p, t in text.items()}
+    site = site.resolve()
+    text = {p: p.read_text(encoding="utf-8") for p in sorted(site.rglob("*.html"))}
+    anchors = {p: {"", "top", *_ANCHOR.findall(t)} for p, t in text.items()}
     problems = []
-    for page, tag, target in (
-        (p, *found)
-        for p, t in text.items()
-        for found in re.findall(
-            r"""<(a|link|script|img|iframe|source|video|object)\s(?:[^>]*?\s)?(?:href|src|data)=["']([^"']+)""",
-            t,
-        )
-    ):
-        said = f"{page.relative_to(site.resolve())}: <{tag}> {target}"
-        outside = re.match(r"[a-z][a-z0-9+.-]*:|//", target)
-        if outside and (tag == "a" or target.startswith("data:")):
-            continue
-        path, _, anchor = html.unescape(target).partition("#")
-        file = Path(os.path.normpath(page.parent / unquote(path.partition("?")[0]))) if path else page
-        if outside:
-            problems.append(f"{said}: fetched from elsewhere")
-        elif not file.is_file():
-            problems.append(f"{said}: no such file")
-        elif file in text and unquote(anchor) not in anchors[file]:
-            problems.append(f"{said}: no such anchor")
-    styles = [
-        (p, u)
-        for p in sorted(site.rglob("*.css"))
-        for u in re.findall(
-            r"""(?:url\(|@import )\s*['"]?((?:https?:)?//[^'")]+)""", p.read_text(encoding="utf-8")
-        )
-    ]
-    return problems + [f"{p.relative_to(site)}: {u}: fetched from elsewhere" for p, u in styles]
+    for page, tag, target in ((p, *found) for p, t in text.items() for found in _LINK.findall(t)):
+        if problem := _problem_of(page, tag, target, anchors):
+            problems.append(f"{page.relative_to(site)}: <{tag}> {target}: {problem}")
+    for style in sorted(site.rglob("*.css")):
+        found = _FETCHED.findall(style.read_text(encoding="utf-8"))
+        problems += [f"{style.relative_to(site)}: {url}: fetched from elsewhere" for url in found]
+    return problems
+
+
+def _problem_of(page: Path, tag: str, target: str, anchors: dict[Path, set[str]]) -> str:
+    "What is wrong with a link; empty = nothing."
+    if re.match(r"[a-z][a-z0-9+.-]*:|//", target):
+        is_fetched = tag != "a" and not target.startswith("data:")
+        return "fetched from elsewhere" if is_fetched else ""
+    path, _, anchor = html.unescape(target).partition("#")
+    file = Path(os.path.normpath(page.parent / unquote(path.partition("?")[0]))) if path else page
+    if not file.is_file():
+        return "no such file"
+    return "no such anchor" if file in anchors and unquote(anchor) not in anchors[file] else ""
 
 
 # %% ../nbs/top/90_docs.ipynb #db8cfc46
+# settings of Sphinx, MyST and furo
 SPHINX = dict(
     project="ptacl",
     html_title="ptacl",
@@ -663,7 +262,6 @@ SPHINX = dict(
     html_css_files=["ptacl.css"],
     html_copy_source=False,
     html_show_sourcelink=False,
-    # of Sphinx, MyST and furo
     html_show_search_summary=False,
     html_show_sphinx=False,
     html_show_copyright=False,
@@ -680,63 +278,47 @@ def build(
     out: Path,  # folder of the site; made anew if a site stands there
 ) -> Path:  # its first page
     "Build the site; nothing is executed and nothing is fetched."
-    try:
-        import furo
-        import myst_parser
-        from sphinx.application import Sphinx
-        from sphinx.util.docutils import docutils_namespace
-    except ImportError as e:
-        raise BadInput(
-            "docs", f"{e.name} is not installed", "pip install -c constraints.txt -e '.[docs]'"
-        ) from e
+    for name in ("furo", "myst_parser", "sphinx"):
+        if importlib.util.find_spec(name) is None:
+            raise BadInput("docs", f"{name} is not installed", "pip install -c constraints.txt -e '.[docs]'")
     if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").is_file():
         raise BadInput(out, "a folder that is no site", "Name another, or an empty one")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         made = Path(folder) / "site"
-        said = io.StringIO()
         source.mkdir()
         write_sources(root, source)
-        gc.disable()  # a quarter of the time went into looking for garbage
-        with docutils_namespace():  # so that it can be called again in the same process
-            app = Sphinx(
-                source,
-                None,
-                made,
-                Path(folder) / "doctrees",
-                "html",
-                SPHINX,
-                status=io.StringIO(),
-                warning=said,
-                warningiserror=True,
-            )
-            try:
-                app.build(force_all=True)
-            finally:
-                gc.enable()
-        for extra in (".buildinfo", "objects.inv"):
-            (made / extra).unlink(missing_ok=True)
-        warnings = [
-            re.sub(r"\x1b\[[0-9;]*m", "", l).replace(f"{source}/", "")
-            for l in said.getvalue().splitlines()
-            if l.strip()
-        ]
-        problems = warnings + problems_of(made)
+        problems = [w.replace(f"{source}/", "") for w in _run_sphinx(source, made, Path(folder) / "trees")]
+        problems += problems_of(made)
         if problems:
-            raise BadInput(
-                root / "nbs",
-                "\n".join([f"{len(problems)} problems in the docs", *problems]),
-                "\nCorrect the notebooks named",
-            )
+            told = "\n".join([f"{len(problems)} problems in the docs", *problems])
+            raise BadInput(root / "nbs", told, "\nCorrect the notebooks named")
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(made, out)
     return out / "index.html"
 
 
+def _run_sphinx(source: Path, made: Path, trees: Path) -> list[str]:
+    "Build pages from Markdown; its warnings."
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
+
+    quiet = dict(status=io.StringIO(), warning=io.StringIO(), warningiserror=True)
+    gc.disable()  # a quarter of the time went into looking for garbage
+    try:
+        with docutils_namespace():  # so that it can be called again in the same process
+            Sphinx(source, None, made, trees, "html", SPHINX, **quiet).build(force_all=True)
+    finally:
+        gc.enable()
+    for extra in (".buildinfo", "objects.inv"):
+        (made / extra).unlink(missing_ok=True)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", quiet["warning"].getvalue()).splitlines()
+    return [line for line in lines if line.strip()]
+
+
 # %% ../nbs/top/90_docs.ipynb #4172dc4b
 def docs_command(
-    # command line without the program's name; None = that of this process
-    args: Sequence[str] | None = None,
+    args: Sequence[str] | None = None,  # command line without the program's name; None = that of this process
 ) -> int:  # exit code: 0 if the site was built
     "Build the site as the command line says."
     parser = argparse.ArgumentParser(
@@ -744,15 +326,13 @@ def docs_command(
         description="Build the documentation from the stored notebooks; needs pip install -e '.[docs]'.",
     )
     parser.add_argument("--out", type=Path, default=Path("_docs"), help="folder of the site (default: _docs)")
+    this = Path(ptacl.__file__).resolve().parent.parent
     parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(ptacl.__file__).resolve().parent.parent,
-        help="clone whose notebooks are shown (default: this one)",
+        "--root", type=Path, default=this, help="clone whose notebooks are shown (default: this one)"
     )
-    found = parser.parse_args(args)
+    chosen = parser.parse_args(args)
     try:
-        first = build(found.root, found.out)
+        first = build(chosen.root, chosen.out)
     except BadInput as e:
         print(e, file=sys.stderr)
         return 1

@@ -28,15 +28,15 @@ __all__ = [
 # %% ../../nbs/data/80_augment.ipynb #348e449b
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from ptacl.config import TrainConfig
-from ptacl.data.ecg import STANDARD_LEADS
+from ptacl.config import Preparation
+from ptacl.core import BadInput
 
 
 # %% ../../nbs/data/80_augment.ipynb #03e5df7d
@@ -86,10 +86,10 @@ def draw_rows(
     if not isinstance(generator, BatchGenerator):
         return draw(shape, generator)
     if shape[0] != generator.n:
-        raise ValueError(f"{shape[0]} rows are asked of a generator for {generator.n}")
-    return torch.cat([draw((_BLOCK, *shape[1:]), g) for g in generator.blocks])[
-        generator.first : generator.first + generator.n
-    ]
+        problem = f"{shape[0]} rows are asked of a generator for {generator.n}"
+        raise BadInput("generator", problem, "Make one for the rows that are drawn")
+    blocks = torch.cat([draw((_BLOCK, *shape[1:]), g) for g in generator.blocks])
+    return blocks[generator.first : generator.first + generator.n]
 
 
 # %% ../../nbs/data/80_augment.ipynb #774996f0
@@ -119,17 +119,16 @@ def window_starts(
     n_samples_B: Tensor,  # samples of each recording, (B,)
     n_window: int,  # samples of the window
     generator: torch.Generator | BatchGenerator | None,  # None = the first window
-    # first sample of each window, int64, (B,); 0 where the recording is no longer than the window
-) -> Tensor:
+) -> Tensor:  # first sample of each window, int64, (B,); 0 where the recording is no longer than it
     "Draw where the window of each ECG starts."
     room_B = (n_samples_B.long() - n_window).clamp(min=0)
     if generator is None:
         return torch.zeros_like(room_B)
-    share_B = draw_rows(
-        lambda shape, g: torch.rand(shape, generator=g, device=g.device, dtype=torch.float64),
-        tuple(room_B.shape),
-        generator,
-    )
+
+    def draw(shape, g):
+        return torch.rand(shape, generator=g, device=g.device, dtype=torch.float64)
+
+    share_B = draw_rows(draw, tuple(room_B.shape), generator)
     return (share_B.to(room_B.device) * (room_B + 1)).long().clamp(max=room_B)
 
 
@@ -170,19 +169,14 @@ def phase_noise(
         return signal_BLT
     n = signal_BLT.shape[-1]
     spectrum_BLN = torch.fft.rfft(signal_BLT.float(), dim=-1)
-    angle_B1N = uniform(
-        (len(signal_BLT), 1, spectrum_BLN.shape[-1]),
-        -math.pi * strength,
-        math.pi * strength,
-        generator,
-        signal_BLT.float(),
-    )
+    shape = (len(signal_BLT), 1, spectrum_BLN.shape[-1])
+    most = math.pi * strength
+    angle_B1N = uniform(shape, -most, most, generator, signal_BLT.float())
     angle_B1N[..., 0] = 0
     if n % 2 == 0:
         angle_B1N[..., -1] = 0  # the mean and the fastest component are real numbers
-    return torch.fft.irfft(spectrum_BLN * torch.polar(torch.ones_like(angle_B1N), angle_B1N), n=n, dim=-1).to(
-        signal_BLT
-    )
+    turn_B1N = torch.polar(torch.ones_like(angle_B1N), angle_B1N)
+    return torch.fft.irfft(spectrum_BLN * turn_B1N, n=n, dim=-1).to(signal_BLT)
 
 
 # %% ../../nbs/data/80_augment.ipynb #aeabcd83
@@ -238,28 +232,26 @@ def shift_cine(
     if not shift_px:
         return cine_BFHW
     B, F, H, W = cine_BFHW.shape
-    by_B2 = draw_rows(
-        lambda shape, g: torch.randint(-shift_px, shift_px + 1, shape, generator=g, device=g.device),
-        (B, 2),
-        generator,
-    ).to(cine_BFHW.device)
+
+    def draw(shape, g):
+        return torch.randint(-shift_px, shift_px + 1, shape, generator=g, device=g.device)
+
+    by_B2 = draw_rows(draw, (B, 2), generator).to(cine_BFHW.device)
 
     def at(n, k):
         return (torch.arange(n, device=cine_BFHW.device) - by_B2[:, k : k + 1]).clamp(0, n - 1)
 
     rows_BH = at(H, 0)
     cols_BW = at(W, 1)
-    return cine_BFHW.gather(2, rows_BH[:, None, :, None].expand(B, F, H, W)).gather(
-        3, cols_BW[:, None, None].expand(B, F, H, W)
-    )
+    moved_BFHW = cine_BFHW.gather(2, rows_BH[:, None, :, None].expand(B, F, H, W))
+    return moved_BFHW.gather(3, cols_BW[:, None, None].expand(B, F, H, W))
 
 
 # %% ../../nbs/data/80_augment.ipynb #cc3c7d01
 def turn_and_zoom(
     cine_BFHW: Tensor,  # cines, (B, F, H, W)
     turn_deg: float,  # largest rotation each way, degrees
-    # largest change of the logarithm of the size: 0.1 is between 0.905 and 1.105 times
-    zoom: float,
+    zoom: float,  # largest change of the logarithm of the size: 0.1 is between 0.905 and 1.105 times
     generator: torch.Generator | BatchGenerator,  # of any device
 ) -> Tensor:  # each cine rotated and resized, (B, F, H, W)
     "Rotate and resize each cine."
@@ -280,8 +272,7 @@ def turn_and_zoom(
 # %% ../../nbs/data/80_augment.ipynb #3c805925
 def change_intensity(
     cine_BFHW: Tensor,  # cines in [0, 1], (B, F, H, W)
-    # largest change: contrast between 1 - s and 1 + s, brightness up to s / 2
-    strength: float,
+    strength: float,  # largest change s: contrast between 1 - s and 1 + s, brightness up to s / 2
     generator: torch.Generator | BatchGenerator,  # of any device
 ) -> Tensor:  # in [0, 1], (B, F, H, W)
     "Change contrast and brightness of each cine."
@@ -304,9 +295,11 @@ def roll_frames(
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Start each cine at a random frame."
     B, F, H, W = cine_BFHW.shape
-    by_B1 = draw_rows(
-        lambda shape, g: torch.randint(0, F, shape, generator=g, device=g.device), (B, 1), generator
-    ).to(cine_BFHW.device)
+
+    def draw(shape, g):
+        return torch.randint(0, F, shape, generator=g, device=g.device)
+
+    by_B1 = draw_rows(draw, (B, 1), generator).to(cine_BFHW.device)
     at_BF = (torch.arange(F, device=cine_BFHW.device) + by_B1) % F
     return (
         cine_BFHW[torch.arange(B, device=cine_BFHW.device)[:, None], at_BF],
@@ -374,15 +367,16 @@ class Augmentation:
 
 # %% ../../nbs/data/80_augment.ipynb #6562b8d4
 def augmentation_from_config(
-    cfg: TrainConfig,  # uses the fields that have the same names
+    cfg: Preparation,  # a configuration; its fields of the same names are taken, others do nothing
 ) -> Augmentation:  # its strengths
     "The augmentation that a configuration asks for."
-    return Augmentation(**{n: getattr(cfg, n) for n in Augmentation.__dataclass_fields__})
+    names = {f.name for f in fields(cfg)}
+    return Augmentation(**{f.name: getattr(cfg, f.name) for f in fields(Augmentation) if f.name in names})
 
 
 # %% ../../nbs/data/80_augment.ipynb #1780b415
 def augment(
-    fields: Mapping[str, Tensor],  # of a `Batch`
+    batch: Mapping[str, Tensor],  # the fields of a `Batch`
     how: Augmentation,  # strengths
     generator: torch.Generator | BatchGenerator,  # of this step, of any device
     *,
@@ -392,37 +386,33 @@ def augment(
     cine_transform: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:  # the same fields, changed; what goes in is not
     "Augment a batch."
-    out = dict(fields)
-    ecg = out["signal_BLT"]
+    out = dict(batch)
     ok = out["lead_ok_BL"]
-    ecg = phase_noise(rescale_ecg(ecg, how.ecg_scale, generator), how.ecg_phase_noise, generator)
-    ecg = add_noise(
-        add_mains(ecg, ok, how.mains_mv, generator, mains_hz=how.mains_hz, fs=how.fs),
-        ok,
-        how.noise_mv,
-        generator,
-    )
+    ecg = rescale_ecg(out["signal_BLT"], how.ecg_scale, generator)
+    ecg = phase_noise(ecg, how.ecg_phase_noise, generator)
+    ecg = add_mains(ecg, ok, how.mains_mv, generator, mains_hz=how.mains_hz, fs=how.fs)
+    ecg = add_noise(ecg, ok, how.noise_mv, generator)
     ecg, out["lead_ok_BL"] = drop_leads(ecg, ok, how.lead_dropout, generator)
     out["signal_BLT"] = ecg if ecg_transform is None else apply_transform(ecg_transform, ecg, generator)
     if out["cine_BFHW"].shape[1]:  # some systems read no cine
         cine = _change_pictures(out["cine_BFHW"], how, generator)
+        phase = out["frame_phase_BF"]
+        time = out["frame_time_BF"]
         if how.frame_roll:
-            cine, out["frame_phase_BF"], out["frame_time_BF"] = roll_frames(
-                cine, out["frame_phase_BF"], out["frame_time_BF"], generator
-            )
+            cine, phase, time = roll_frames(cine, phase, time, generator)
         if how.cine_keep < 1:
-            cine, out["frame_phase_BF"], out["frame_time_BF"], out["kept_BF"] = keep_frames(
-                cine, out["frame_phase_BF"], out["frame_time_BF"], how.cine_keep, generator
-            )
+            cine, phase, time, out["kept_BF"] = keep_frames(cine, phase, time, how.cine_keep, generator)
+        out["frame_phase_BF"] = phase
+        out["frame_time_BF"] = time
         out["cine_BFHW"] = (
             cine if cine_transform is None else apply_transform(cine_transform, cine, generator)
         )
     # the slices of both phases are changed as the frames of a cine are
     if "volume_BQZHW" in out and out["volume_BQZHW"].numel():
         slices = _change_pictures(out["volume_BQZHW"].flatten(1, 2), how, generator)
-        out["volume_BQZHW"] = (
-            slices if cine_transform is None else apply_transform(cine_transform, slices, generator)
-        ).view_as(out["volume_BQZHW"])
+        if cine_transform is not None:
+            slices = apply_transform(cine_transform, slices, generator)
+        out["volume_BQZHW"] = slices.view_as(out["volume_BQZHW"])
     return out
 
 
@@ -430,8 +420,6 @@ def _change_pictures(
     cine_BFHW: Tensor, how: Augmentation, generator: torch.Generator | BatchGenerator
 ) -> Tensor:
     "Geometry and intensity of the pictures of each participant, all of them alike."
-    return change_intensity(
-        turn_and_zoom(shift_cine(cine_BFHW, how.shift_px, generator), how.turn_deg, how.zoom, generator),
-        how.intensity,
-        generator,
-    )
+    cine_BFHW = shift_cine(cine_BFHW, how.shift_px, generator)
+    cine_BFHW = turn_and_zoom(cine_BFHW, how.turn_deg, how.zoom, generator)
+    return change_intensity(cine_BFHW, how.intensity, generator)

@@ -16,16 +16,25 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/60_prepared.ipynb #f673fa2d
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
 
 from ptacl.core import BadInput
 from ptacl.data.beats import find_beats
-from ptacl.data.cine import Cine, Heart, Scale, crop_heart, find_ed_es, find_heart, mid_slice, scale_intensity
-from ptacl.data.ecg import ECG, STANDARD_LEADS, standardise_ecg
-from ptacl.data.phase import cine_phase, ecg_phase, phase_distance, plausible_es_ms, resample_cycle
+from ptacl.data.cine import Cine, mid_slice
+from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg
+from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, scale_intensity
+from ptacl.data.phase import (
+    END_SYSTOLE,
+    cine_landmarks,
+    cine_phase,
+    ecg_phase,
+    phase_distance,
+    plausible_es_ms,
+    resample_cycle,
+)
 
 # %% ../../nbs/data/60_prepared.ipynb #5f7f7490
 # field -> steps per unit (mV, cycle, range), type on the disk
@@ -70,8 +79,7 @@ class PreparedECG:
     n_beats: int  # usable complete beats
     heart_rate_bpm: float  # mean over the recording; NaN = fewer than two beats
     rt_ms: float  # median time from R to the end of T, ms; NaN = not measured
-    # time in which the median beat does 90 % of its fast moving, ms; NaN = fewer than two beats
-    qrs_ms: float
+    qrs_ms: float  # time in which the median beat does 90 % of its fast moving, ms; NaN = under two beats
     einthoven_mv: float  # how far the limb leads contradict each other, 95th percentile over time, mV
     noise_mv: float  # median difference of neighbouring samples, as a standard deviation, mV
     n_clipped: int  # samples beyond the grid
@@ -84,17 +92,15 @@ def prepare_ecg(
     fs: float,  # sampling rate to bring it to, Hz
     mains_hz: float,  # mains frequency to remove, Hz
     record_s: float,  # seconds kept, from the start
-    phase_map: str,  # `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
 ) -> PreparedECG:  # filtered samples and their phases
     "Bring an ECG to one rate, filter it, find its beats and their phases."
     raw = ecg
     ecg = standardise_ecg(ecg, fs, mains_hz)
     beats = find_beats(ecg)
     T = round(record_s * fs)
-    n = min(ecg.signal_LT.shape[1], round(record_s * fs))
-    phase_T, is_valid_T = ecg_phase(
-        beats.r_peaks, beats.t_ends, beats.is_usable_K, ecg.signal_LT.shape[1], fs, phase_map
-    )
+    n = min(ecg.signal_LT.shape[1], T)
+    phase_T, is_valid_T = ecg_phase(ecg, beats, phase_map)
 
     def pad(x):
         return np.concatenate([x[..., :n], np.zeros((*x.shape[:-1], T - n), x.dtype)], axis=-1)
@@ -108,18 +114,18 @@ def prepare_ecg(
     noise_mv = float(np.median(1.4826 * np.median(np.abs(np.diff(good_LT)), axis=1) / np.sqrt(2)))
     n_clipped = int((np.abs(ecg.signal_LT[:, :n]) > 32.767).sum())
     return PreparedECG(
-        on_grid(ecg.signal_LT, "signal_LT"),
-        ecg.lead_ok_L,
-        on_grid(phase_T, "phase_T"),
-        pad(is_valid_T),
-        n,
-        int(beats.is_usable_K.sum()),
-        float(beats.heart_rate_bpm),
-        rt_ms,
-        _qrs_width_ms(ecg, beats.r_peaks),
-        _contradiction_mv(raw.signal_LT, raw.lead_ok_L),
-        noise_mv,
-        n_clipped,
+        signal_LT=on_grid(ecg.signal_LT, "signal_LT"),
+        lead_ok_L=ecg.lead_ok_L,
+        phase_T=on_grid(phase_T, "phase_T"),
+        is_valid_T=pad(is_valid_T),
+        n_samples=n,
+        n_beats=int(beats.is_usable_K.sum()),
+        heart_rate_bpm=float(beats.heart_rate_bpm),
+        rt_ms=rt_ms,
+        qrs_ms=_qrs_width_ms(ecg, beats.r_peaks),
+        einthoven_mv=einthoven_error_mv(raw.signal_LT, raw.lead_ok_L, 95.0),
+        noise_mv=noise_mv,
+        n_clipped=n_clipped,
     )
 
 
@@ -139,28 +145,8 @@ def _qrs_width_ms(ecg: ECG, r_peaks: np.ndarray) -> float:
     )
     beat_LT = np.median([y_LT[:, r - half : r + half] for r in inside], axis=0)
     share_T = np.cumsum((np.gradient(beat_LT, axis=1) ** 2).sum(0))
-    return float(np.diff(np.searchsorted(share_T, share_T[-1] * np.array([0.05, 0.95])))[0] * 1000 / ecg.fs)
-
-
-def _contradiction_mv(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> float:
-    "95th percentile over time of the largest departure from Einthoven's and Goldberger's relations."
-    x_LT = signal_LT[:6].astype(np.float64)
-
-    def both(*names):
-        return all(lead_ok_L[STANDARD_LEADS.index(n)] for n in names)
-
-    I, II, III, aVR, aVL, aVF = x_LT
-    off = [
-        x
-        for names, x in (
-            (("I", "II", "III"), II - I - III),
-            (("I", "II", "aVR"), aVR + (I + II) / 2),
-            (("I", "III", "aVL"), aVL - (I - III) / 2),
-            (("II", "III", "aVF"), aVF - (II + III) / 2),
-        )
-        if both(*names)
-    ]
-    return float(np.percentile(np.abs(off).max(0), 95)) if off else 0.0
+    start, stop = np.searchsorted(share_T, share_T[-1] * np.array([0.05, 0.95]))
+    return float((stop - start) * 1000 / ecg.fs)
 
 
 # %% ../../nbs/data/60_prepared.ipynb #4623c3b0
@@ -173,8 +159,7 @@ class PreparedCine:
     es_ms: float  # time of the smallest cavity, ms after the R peak; NaN = no cavity was found
     rr_ms: float  # RR interval of the scan, ms
     confidence: float  # how sure the place of the heart is, 0 to 1
-    # the stack at end-diastole and at end-systole, intensities in [0, 1], float32, (2, Z, H, W); None = not
-    # asked for
+    # stack at end-diastole and end-systole, in [0, 1], float32, (2, Z, H, W); None = not asked for
     volume_QZHW: np.ndarray | None = None
 
 
@@ -198,13 +183,10 @@ def ed_es_stacks(
             "Prepare and train with n_slices = 1, or give whole stacks",
         )
     wanted = np.array([[0.0], [float(plausible_es_ms(es_ms, stack.rr_ms)) / stack.rr_ms]])
-    two = replace(
-        stack,
-        frames_FZHW=stack.frames_FZHW[phase_distance(stack.trigger_time_ms / stack.rr_ms, wanted).argmin(1)],
-    )
-    volume_QZHW = np.clip(
-        (crop_heart(two, crop_px, pixel_mm, heart=heart).frames_FZHW - scale.lo) / (scale.hi - scale.lo), 0, 1
-    )
+    nearest = phase_distance(stack.trigger_time_ms / stack.rr_ms, wanted).argmin(1)
+    two = replace(stack, frames_FZHW=stack.frames_FZHW[nearest])
+    cropped = crop_heart(two, crop_px, pixel_mm, heart=heart)
+    volume_QZHW = np.clip((cropped.frames_FZHW - scale.lo) / (scale.hi - scale.lo), 0, 1)
     axis = np.zeros(3) if stack.affine is None else stack.affine[:3, 2] / np.linalg.norm(stack.affine[:3, 2])
     if np.abs(axis).max() < 0.99 and axis @ [-1, 1, -1] < 0:
         volume_QZHW = volume_QZHW[:, ::-1]
@@ -221,7 +203,7 @@ def prepare_cine(
     n_frames: int,  # frames to resample the cycle to
     pixel_mm: float,  # pixel size to resample to, mm
     crop_px: int,  # side of the square crop around the heart, pixels
-    phase_map: str,  # `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
     view: str = "sax",  # the view that is wanted; sax is what training takes
     n_slices: int = 1,  # slices of the volumes at end-diastole and end-systole; 1 = no volumes
 ) -> PreparedCine:  # cropped frames and their phases
@@ -232,31 +214,24 @@ def prepare_cine(
     cine = mid_slice(cine)
     heart = find_heart(cine)
     cine = crop_heart(cine, crop_px, pixel_mm, heart=heart)
-    try:
-        es_ms = float(cine.trigger_time_ms[find_ed_es(cine)[1]]) if view == "sax" else float("nan")
-    except BadInput:
-        es_ms = float("nan")  # told in the report
+    landmarks = cine_landmarks(cine, phase_map)
+    es_ms = landmarks[END_SYSTOLE]  # NaN is told in the report
     scaled_FHW, scale = scale_intensity(cine.frames_FZHW[:, 0])
     frames_FHW = resample_cycle(scaled_FHW, cine.trigger_time_ms, cine.rr_ms, n_frames)
-    phase_F = cine_phase(np.arange(n_frames) * cine.rr_ms / n_frames, cine.rr_ms, es_ms, phase_map)
-    volume_QZHW = (
-        ed_es_stacks(
+    phase_F = cine_phase(np.arange(n_frames) * cine.rr_ms / n_frames, cine.rr_ms, landmarks, phase_map)
+    volume_QZHW = None
+    if n_slices > 1:
+        volume_QZHW = ed_es_stacks(
             stack, es_ms, n_slices=n_slices, crop_px=crop_px, pixel_mm=pixel_mm, heart=heart, scale=scale
         )
-        if n_slices > 1
-        else None
-    )
-
-    def on_grid(x, name):
-        return from_steps(to_steps(x, name), name)
-
+        volume_QZHW = from_steps(to_steps(volume_QZHW, "volume_QZHW"), "volume_QZHW")
     return PreparedCine(
-        on_grid(frames_FHW, "cine_FHW"),
-        phase_F,
-        es_ms,
-        float(cine.rr_ms),
-        float(heart.confidence),
-        None if volume_QZHW is None else on_grid(volume_QZHW, "volume_QZHW"),
+        cine_FHW=from_steps(to_steps(frames_FHW, "cine_FHW"), "cine_FHW"),
+        frame_phase_F=phase_F,
+        es_ms=es_ms,
+        rr_ms=float(cine.rr_ms),
+        confidence=float(heart.confidence),
+        volume_QZHW=volume_QZHW,
     )
 
 
@@ -267,17 +242,18 @@ def find_doubts(
 ) -> list[tuple[BadInput, str]]:  # what is wrong, with "left out" or "warning"
     "What makes an ECG doubtful or unusable although its file could be read."
     rate = ecg.heart_rate_bpm
-    found = []
+    doubts = []
     rtc = ecg.rt_ms * np.sqrt(rate / 60)
     qrs = ecg.qrs_ms
 
     def say(problem, remedy, severity="left out"):
-        return found.append((BadInput(source, problem, remedy), severity))
+        doubts.append((BadInput(source, problem, remedy), severity))
 
     seen = f"R to T end {ecg.rt_ms:.0f} ms and QRS {qrs:.0f} ms at {rate:.0f} bpm"
     if ecg.einthoven_mv > 0.1:
         say(
-            f"the limb leads contradict II = I + III by {ecg.einthoven_mv:.2g} mV: leads are exchanged or mislabelled",
+            f"the limb leads contradict II = I + III by {ecg.einthoven_mv:.2g} mV: "
+            "leads are exchanged or mislabelled",
             "Correct the lead names or export the record again",
         )
     if rate < 25 or rate > 230:
@@ -316,13 +292,13 @@ def find_doubts(
             "Nothing need be done: the encoder ignores them",
             "warning",
         )
-    if (
-        ecg.lead_ok_L[[0, 11]].all()
-        and (r := np.corrcoef(ecg.signal_LT[[0, 11], : ecg.n_samples])[0, 1]) < -0.8
-    ):
-        say(
-            f"lead I is the mirror image of V6 (correlation {r:.2f}): the arm electrodes may have been exchanged",
-            "Look at the recording",
-            "warning",
-        )
-    return found
+    if ecg.lead_ok_L[[0, 11]].all():
+        correlation = np.corrcoef(ecg.signal_LT[[0, 11], : ecg.n_samples])[0, 1]
+        if correlation < -0.8:
+            say(
+                f"lead I is the mirror image of V6 (correlation {correlation:.2f}): "
+                "the arm electrodes may have been exchanged",
+                "Look at the recording",
+                "warning",
+            )
+    return doubts

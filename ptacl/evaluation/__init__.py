@@ -1,0 +1,1 @@
+"Evaluation of frozen embeddings: metrics, intervals, retrieval, probes, significance and explanations."

@@ -21,6 +21,7 @@ __all__ = [
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -127,12 +128,14 @@ def gradient_times_input(
     _check_pairs(batch)
     model = copy.deepcopy(model).eval()
     flat_BLT, grey_BFHW = _blank(model, batch, compared)
-    there = batch._replace(
+    with_slope = batch._replace(
         signal_BLT=batch.signal_BLT.detach().requires_grad_(),
         cine_BFHW=batch.cine_BFHW.detach().requires_grad_(),
     )
-    similarity_B = _similarity(model, there)
-    ecg_BLT, cine_BFHW = torch.autograd.grad(similarity_B.sum(), (there.signal_BLT, there.cine_BFHW))
+    similarity_B = _similarity(model, with_slope)
+    ecg_BLT, cine_BFHW = torch.autograd.grad(
+        similarity_B.sum(), (with_slope.signal_BLT, with_slope.cine_BFHW)
+    )
     with torch.no_grad():
         without = [
             _similarity(model, batch._replace(**changed))
@@ -192,43 +195,57 @@ def integrated_gradients(
             _similarity(model, b)
             for b in (batch, batch._replace(signal_BLT=flat_BLT), batch._replace(cine_BFHW=grey_BFHW))
         ]
-    maps = {name: torch.zeros_like(getattr(batch, name)) for name in ("signal_BLT", "cine_BFHW")}
-    for i in range(len(batch.signal_BLT)):
+    ecg_BLT = torch.zeros_like(batch.signal_BLT)
+    cine_BFHW = torch.zeros_like(batch.cine_BFHW)
+    for i in range(len(ecg_BLT)):
         with torch.no_grad():
-            ecg_E, cmr_E = (
-                z[0]
-                for z in (
-                    model.embed_ecg(batch.signal_BLT[i : i + 1], batch.lead_ok_BL[i : i + 1]),
-                    model.embed_cine(_repeat(batch, i, 1)),
-                )
-            )
-        similar = dict(
-            signal_BLT=lambda x: model.embed_ecg(x, batch.lead_ok_BL[i : i + 1].expand(len(x), -1)) @ cmr_E,
-            cine_BFHW=lambda x: model.embed_cine(_repeat(batch, i, len(x))._replace(cine_BFHW=x)) @ ecg_E,
-        )
-        for name, nothing in (("signal_BLT", flat_BLT[i]), ("cine_BFHW", grey_BFHW[i])):
-            way = getattr(batch, name)[i] - nothing
+            ecg_E = model.embed_ecg(batch.signal_BLT[i : i + 1], batch.lead_ok_BL[i : i + 1])[0]
+            cmr_E = model.embed_cine(_repeat(batch, i, 1))[0]
+        with_ecg = partial(_with_ecg, model, batch, i, cmr_E)
+        with_cine = partial(_with_cine, model, batch, i, ecg_E)
+        ecg_BLT[i] = _share(with_ecg, flat_BLT[i], batch.signal_BLT[i], n_points, chunk)
+        cine_BFHW[i] = _share(with_cine, grey_BFHW[i], batch.cine_BFHW[i], n_points, chunk)
+    return Attribution(ecg_BLT, cine_BFHW, similarity_B, *without)
 
-            def place(alpha):
-                return nothing + alpha.view(-1, *[1] * way.ndim) * way
 
-            with torch.no_grad():
-                edges = _way_edges(
-                    lambda alpha: torch.cat([similar[name](place(part)) for part in alpha.split(chunk)]),
-                    n_points,
-                    way.device,
-                )
-            for low, high in zip(edges[:-1].split(chunk), edges[1:].split(chunk), strict=False):
-                at = place((low + high) / 2).requires_grad_()
-                maps[name][i] += way * torch.autograd.grad(((high - low) * similar[name](at)).sum(), at)[
-                    0
-                ].sum(0)
-    return Attribution(maps["signal_BLT"], maps["cine_BFHW"], similarity_B, *without)
+def _with_ecg(model: System, batch: Batch, i: int, cmr_E: Tensor, signal_KLT: Tensor) -> Tensor:
+    "Similarity of pair i with other ECGs, (K,)."
+    return model.embed_ecg(signal_KLT, batch.lead_ok_BL[i : i + 1].expand(len(signal_KLT), -1)) @ cmr_E
+
+
+def _with_cine(model: System, batch: Batch, i: int, ecg_E: Tensor, cine_KFHW: Tensor) -> Tensor:
+    "Similarity of pair i with other cines, (K,)."
+    return model.embed_cine(_repeat(batch, i, len(cine_KFHW))._replace(cine_BFHW=cine_KFHW)) @ ecg_E
 
 
 def _repeat(batch: Batch, i: int, n: int) -> Batch:
     "One pair, n times."
     return Batch(*(x[i : i + 1].expand(n, *x.shape[1:]) if x.numel() else x for x in batch))
+
+
+# %% ../../nbs/evaluation/40_explain.ipynb #84289e3f
+def _share(
+    similar: Callable[[Tensor], Tensor], nothing: Tensor, there: Tensor, n_points: int, chunk: int
+) -> Tensor:
+    "The way from nothing to a recording times the mean gradient along it."
+    way = there - nothing
+
+    def place(alpha_K: Tensor) -> Tensor:
+        "Points of the way."
+        return nothing + alpha_K.view(-1, *[1] * way.ndim) * way
+
+    def value_of(alpha_K: Tensor) -> Tensor:
+        "Similarity at points of the way."
+        return torch.cat([similar(place(part)) for part in alpha_K.split(chunk)])
+
+    with torch.no_grad():
+        edges = _way_edges(value_of, n_points, way.device)
+    share = torch.zeros_like(way)
+    for low, high in zip(edges[:-1].split(chunk), edges[1:].split(chunk), strict=True):
+        at = place((low + high) / 2).requires_grad_()
+        (slope,) = torch.autograd.grad(((high - low) * similar(at)).sum(), at)
+        share += way * slope.sum(0)
+    return share
 
 
 def _way_edges(value_of: Callable[[Tensor], Tensor], n: int, device: torch.device) -> Tensor:
@@ -279,32 +296,26 @@ def sanity_check(
         raise BadInput("n_shuffles", f"is {n_shuffles}", "Give 1 or more")
     learned = explain(model, batch)
     others = [explain(shuffled_weights(model, seed + k), batch) for k in range(n_shuffles)]
+    flat_BLT, grey_BFHW = _blank(model, batch)
+    given = dict(ecg_BLT=batch.signal_BLT - flat_BLT, cine_BFHW=batch.cine_BFHW - grey_BFHW)
     rows = []
-    for recording, name, given in (
-        ("ECG", "ecg_BLT", batch.signal_BLT - _blank(model, batch)[0]),
-        ("cine", "cine_BFHW", batch.cine_BFHW - _blank(model, batch)[1]),
-    ):
-        own = getattr(learned, name)
-        of_others = [getattr(o, name) for o in others]
-
-        def alike(f, maps):
-            return float(
-                np.mean(
-                    [abs(_rank_correlation(f(a), f(b))) for m in maps for a, b in zip(own, m, strict=True)]
-                )
-            )
-
-        signed = alike(lambda x: x, of_others)
+    for recording, name in (("ECG", "ecg_BLT"), ("cine", "cine_BFHW")):
+        maps = getattr(learned, name)
+        of_others = [getattr(other, name) for other in others]
+        coarse = [_coarse(x) for x in maps]
+        signed = _likeness(maps, of_others)
+        size = _likeness(coarse, [[_coarse(x) for x in other] for other in of_others])
+        of_input = _likeness(coarse, [[_coarse(x) for x in given[name]]])
         rows.append(
-            dict(
-                recording=recording,
-                signed=signed,
-                size=alike(_coarse, of_others),
-                input=alike(_coarse, [given]),
-                passes=signed < limit,
-            )
+            dict(recording=recording, signed=signed, size=size, input=of_input, passes=signed < limit)
         )
     return pd.DataFrame(rows).set_index("recording")
+
+
+def _likeness(maps: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> float:
+    "Mean size of the rank correlation with several others of the same pairs."
+    pairs = [pair for other in others for pair in zip(maps, other, strict=True)]
+    return float(np.mean([abs(_rank_correlation(a, b)) for a, b in pairs]))
 
 
 def _coarse(x: Tensor) -> Tensor:
@@ -375,7 +386,8 @@ def plot_ecg_share(
             linewidths=0.5 + 2 * np.minimum(np.abs(s_T[1:]) / top, 1),
             capstyle="round",
         )
-        lines.set_array(s_T[1:]), lines.set_clim(-top, top)
+        lines.set_array(s_T[1:])
+        lines.set_clim(-top, top)
         ax.add_collection(lines)
         ax.text(-0.01 * t[-1], -gap_mv * k, lead_names[k], fontsize=8, ha="right", va="center")
     ax.set(
@@ -403,24 +415,21 @@ def plot_cine_share(
     frames_FHW = np.asarray(frames_FHW, dtype=float)
     share_FHW = np.asarray(share_FHW, dtype=float)
     if frames_FHW.shape != share_FHW.shape or len(axes) != 2 * len(shown):
+        shapes = f"shape {share_FHW.shape} for frames of {frames_FHW.shape}"
         raise BadInput(
             "share_FHW",
-            f"shape {share_FHW.shape} for frames of {frames_FHW.shape}, {len(axes)} axes for {len(shown)} frames",
+            f"{shapes}, {len(axes)} axes for {len(shown)} frames",
             "Give one share a pixel and two axes a frame",
         )
     smooth_FHW = gaussian_filter(share_FHW, (0, blur_px, blur_px))
     top = max(float(np.quantile(np.abs(smooth_FHW[list(shown.values())]), 0.995)), 1e-12)
-    (dy, dx) = spacing_mm
-    (_, H, W) = frames_FHW.shape
+    dy, dx = spacing_mm
+    _, H, W = frames_FHW.shape
+    extent = (0, W * dx, H * dy, 0)
+    bright = np.quantile(frames_FHW, 0.995)
     for k, (title, frame) in enumerate(shown.items()):
         for j, ax in enumerate(axes[2 * k : 2 * k + 2]):
-            ax.imshow(
-                frames_FHW[frame],
-                cmap="gray",
-                vmin=0,
-                vmax=np.quantile(frames_FHW, 0.995),
-                extent=(0, W * dx, H * dy, 0),
-            )
+            ax.imshow(frames_FHW[frame], cmap="gray", vmin=0, vmax=bright, extent=extent)
             if j:
                 picture = ax.imshow(
                     smooth_FHW[frame],
@@ -428,12 +437,10 @@ def plot_cine_share(
                     vmin=-top,
                     vmax=top,
                     alpha=0.85 * np.minimum(np.abs(smooth_FHW[frame]) / top, 1),
-                    extent=(0, W * dx, H * dy, 0),
+                    extent=extent,
                 )
-            ax.set(
-                xlabel="mm",
-                title=f"{title}, share {share_FHW[frame].sum():+.3f}" if j else f"{title}, frame {frame}",
-            )
+            shown_as = f"share {share_FHW[frame].sum():+.3f}" if j else f"frame {frame}"
+            ax.set(xlabel="mm", title=f"{title}, {shown_as}")
         axes[2 * k].set_ylabel("mm")
     axes[0].figure.colorbar(picture, ax=list(axes), shrink=0.8).set_label(
         "cosine similarity a pixel", fontsize=8

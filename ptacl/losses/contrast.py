@@ -26,8 +26,7 @@ def info_nce(
     ecg_BE: Tensor,  # ECG embeddings, (B, E)
     cmr_BE: Tensor,  # CMR embeddings, same pairing, (B, E)
     temperature: float | Tensor,  # divisor of the cosine similarity, > 0
-    # rows of the similarity matrix held at a time; 0 = all of up to 2,048 pairs, else as many as make 4
-    # million numbers
+    # rows of the similarity matrix held at a time; 0 = all of up to 2,048 pairs, else 4 million numbers
     chunk: int = 0,
 ) -> Tensor:  # scalar, nats
     "Symmetric InfoNCE over the `B` pairs of a batch."
@@ -46,12 +45,8 @@ def info_nce(
         if not chunk and B > 2048:
             chunk = max(1, 2**22 // B)
         if 0 < chunk < B:
-            return _Chunked.apply(
-                ecg_BE,
-                cmr_BE,
-                torch.as_tensor(1 / temperature, dtype=ecg_BE.dtype, device=ecg_BE.device),
-                chunk,
-            )
+            scale = torch.as_tensor(1 / temperature, dtype=ecg_BE.dtype, device=ecg_BE.device)
+            return _Chunked.apply(ecg_BE, cmr_BE, scale, chunk)
         sim_BB = ecg_BE @ cmr_BE.T / temperature
         own_B = torch.arange(B, device=ecg_BE.device)
         return (F.cross_entropy(sim_BB, own_B) + F.cross_entropy(sim_BB.T, own_B)) / 2
@@ -62,8 +57,8 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, ecg_BE, cmr_BE, scale, chunk):
-        # logarithms of the sums
-        over_cmr_B, over_ecg_B = (ecg_BE.new_full((len(ecg_BE),), -torch.inf) for _ in range(2))
+        over_cmr_B = ecg_BE.new_full((len(ecg_BE),), -torch.inf)  # logarithms of the sums
+        over_ecg_B = over_cmr_B.clone()
         for i in range(0, len(ecg_BE), chunk):
             sim_CB = (ecg_BE[i : i + chunk] @ cmr_BE.T).mul_(scale)
             over_cmr_B[i : i + chunk] = sim_CB.logsumexp(1)
@@ -83,12 +78,8 @@ class _Chunked(torch.autograd.Function):
         for i in range(0, B, ctx.chunk):
             some_CE = ecg_BE[i : i + ctx.chunk]
             sim_CB = (some_CE @ cmr_BE.T).mul_(scale)
-            p_CB = (
-                (sim_CB - over_cmr_B[i : i + ctx.chunk, None])
-                .exp_()
-                .add_((sim_CB - over_ecg_B).exp_())
-                .div_(2 * B)
-            )
+            p_CB = (sim_CB - over_cmr_B[i : i + ctx.chunk, None]).exp_()
+            p_CB.add_((sim_CB - over_ecg_B).exp_()).div_(2 * B)
             p_CB.diagonal(i).sub_(1 / B)  # what the loss would change by, similarity by similarity
             to_ecg_BE[i : i + ctx.chunk] = p_CB @ cmr_BE * scale
             to_cmr_BE.addmm_(p_CB.T, some_CE * scale)

@@ -1,0 +1,1 @@
+"Encoders, the systems made of them, how they are built by name, saved and read."

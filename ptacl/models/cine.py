@@ -56,23 +56,19 @@ class PatchConv(nn.Conv2d):
         "Cut into patches and map each."
         B, C, H, W = x.shape
         s = self.kernel_size[0]
-        patches_BMS = (
-            x.reshape(B, C, H // s, s, W // s, s)
-            .permute(0, 2, 4, 1, 3, 5)
-            .reshape(B, (H // s) * (W // s), C * s * s)
-        )
-        return (
-            F.linear(patches_BMS, self.weight.flatten(1), self.bias)
-            .transpose(1, 2)
-            .reshape(B, -1, H // s, W // s)
-        )
+        rows = H // s
+        columns = W // s
+        patches = x.reshape(B, C, rows, s, columns, s).permute(0, 2, 4, 1, 3, 5)
+        patches_BMS = patches.reshape(B, rows * columns, C * s * s)
+        mapped_BMC = F.linear(patches_BMS, self.weight.flatten(1), self.bias)
+        return mapped_BMC.transpose(1, 2).reshape(B, -1, rows, columns)
 
 
 # %% ../../nbs/models/25_cine.ipynb #2d7390b2
 def conv_stem(
     dim: int,  # channels out, even
 ) -> nn.Sequential:  # (.., 1, H, W) -> (.., dim, H/16, W/16)
-    "Convolutions of stride 4, 2 and 2 with GroupNorm and GELU, then a linear map: 16 x 16 pixels to one place."
+    "Convolutions of stride 4, 2 and 2 with GroupNorm and GELU, then a linear map."
     layers = [PatchConv(1, dim // 2, 4, bias=False), nn.GroupNorm(1, dim // 2), nn.GELU()]
     for channels in (dim // 2, dim):
         layers += [
@@ -130,8 +126,7 @@ class CineEncoder(Saved, nn.Module):
         self,
         cine_BFHW: Tensor,  # normalised cine, (B, F, H, W)
         time_BF: Tensor,  # trigger time of each frame over the RR interval, [0, 1), (B, F)
-        # which of `n_frames` these frames are, from `keep_frames`; None = all
-        kept_BF: Tensor | None = None,
+        kept_BF: Tensor | None = None,  # which of `n_frames` these are, from `keep_frames`; None = all
     ) -> tuple[Tensor, Tensor]:  # one token a frame (B, F, D) and one vector for the cine (B, D)
         "Encode a batch of cines."
         B, F, H, W = cine_BFHW.shape
@@ -143,23 +138,23 @@ class CineEncoder(Saved, nn.Module):
                 f"Give {n_frames} of {self.size_px} x {self.size_px}",
             )
         place_BFD = self.time_1FD if kept_BF is None else self.time_1FD[0][kept_BF]
-        # (B*F, M, D)
-        x = self.stem(cine_BFHW.reshape(B * F, 1, H, W)).flatten(2).transpose(1, 2) + self.place_1MD
+        # every frame of every cine is an item of its own here, written G = B * F
+        pixels_G1HW = cine_BFHW.reshape(B * F, 1, H, W)
+        places_GMD = self.stem(pixels_G1HW).flatten(2).transpose(1, 2) + self.place_1MD
         for block in self.blocks_space:
-            x = block(x)
-        frames_BFD = self.gather(self.narrow(self.norm_space(x)).flatten(1)).view(B, F, -1) + place_BFD
+            places_GMD = block(places_GMD)
+        narrow_GMD = self.narrow(self.norm_space(places_GMD))
+        frames_BFD = self.gather(narrow_GMD.flatten(1)).view(B, F, -1) + place_BFD
         for block in self.blocks_time:
             frames_BFD = block(frames_BFD)
         frames_BFD = self.norm(frames_BFD)
-        angle_B1F = 2 * math.pi * time_BF[:, None]
-        waves_B5F = torch.cat(
-            [
-                torch.ones_like(angle_B1F),
-                angle_B1F.cos(),
-                angle_B1F.sin(),
-                (2 * angle_B1F).cos(),
-                (2 * angle_B1F).sin(),
-            ],
-            dim=1,
-        )
-        return frames_BFD, self.pool((waves_B5F.to(frames_BFD.dtype) @ frames_BFD / F).flatten(1))
+        waves_B5F = _harmonics(time_BF).to(frames_BFD.dtype)
+        return frames_BFD, self.pool((waves_B5F @ frames_BFD / F).flatten(1))
+
+
+def _harmonics(time_BF: Tensor) -> Tensor:
+    "One, and cosine and sine of the cycle's first two harmonics, (B, 5, F)."
+    angle_B1F = 2 * math.pi * time_BF[:, None]
+    first = [angle_B1F.cos(), angle_B1F.sin()]
+    second = [(2 * angle_B1F).cos(), (2 * angle_B1F).sin()]
+    return torch.cat([torch.ones_like(angle_B1F), *first, *second], dim=1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ptacl.core import BadInput
 from ptacl.data.augment import BatchGenerator, draw_rows
-from ptacl.models.layers import Block, sincos_positions
+from ptacl.models.layers import Block, ecg_token_phase, sincos_positions
 from ptacl.models.weights import Saved
 
 
@@ -60,15 +60,10 @@ def draw_kept(
     n_kept = max(1, round(share * n_patches))
     if generator is None:
         return torch.rand(batch_size, n_patches, device=device).argsort(dim=1)[:, :n_kept]
-    return (
-        draw_rows(
-            lambda shape, g: torch.rand(shape, generator=g, device=g.device),
-            (batch_size, n_patches),
-            generator,
-        )
-        .argsort(dim=1)[:, :n_kept]
-        .to(device)
+    score_BN = draw_rows(
+        lambda shape, g: torch.rand(shape, generator=g, device=g.device), (batch_size, n_patches), generator
     )
+    return score_BN.argsort(dim=1)[:, :n_kept].to(device)
 
 
 # %% ../../nbs/models/20_ecg_vit.ipynb #b756afe6
@@ -82,13 +77,9 @@ def _lagged(x_BT: Tensor, first: int, n: int) -> Tensor:
     "x at the time s minus the lag first + k, 0 outside, (B, T, n) with [s, k]."
     T = x_BT.shape[1]
     padded_BT = F.pad(x_BT, (max(0, first + n - 1), max(0, -first)))
-    at_TK = (
-        torch.arange(T, device=x_BT.device)[:, None]
-        - first
-        - torch.arange(n, device=x_BT.device)
-        + max(0, first + n - 1)
-    )
-    return padded_BT[:, at_TK]
+    time_T1 = torch.arange(T, device=x_BT.device)[:, None]
+    lag_K = torch.arange(n, device=x_BT.device)
+    return padded_BT[:, time_T1 - first - lag_K + max(0, first + n - 1)]
 
 
 def slope_autocorrelation(
@@ -112,9 +103,8 @@ def average_beat(
     after: int,  # steps after it
 ) -> Tensor:  # in the unit of the leads, 0 where nothing is known, (B, L, before + after)
     "Average of each lead around the steepest parts of a strip."
-    weight_BTK = _lagged(
-        (slope_BT / slope_BT.amax(1, keepdim=True).clamp(min=1e-12)) ** 4, -before, before + after
-    )
+    weight_BT = (slope_BT / slope_BT.amax(1, keepdim=True).clamp(min=1e-12)) ** 4
+    weight_BTK = _lagged(weight_BT, -before, before + after)
     return ((value_BLT * seen_BLT) @ weight_BTK) / (seen_BLT @ weight_BTK).clamp(min=1e-6)
 
 
@@ -122,12 +112,12 @@ def average_beat(
 def strip_summary(
     signal_BLT: Tensor,  # normalised ECG, (B, L, T)
     seen_BLC: Tensor,  # 1 for a patch that is looked at, else 0, (B, L, C), C patches in time
-    # autocorrelation of the slope, then the average beat lead by lead, float32 at least, (B, LAGS + L * (BEFORE
-    # + AFTER))
+    # autocorrelation of the slope, then the average beat lead by lead, float32 at least,
+    # (B, LAGS + L * (BEFORE + AFTER))
 ) -> Tensor:
     "What repeats in a strip."
-    (B, L, C) = seen_BLC.shape
-    P = signal_BLT.shape[2] // seen_BLC.shape[2]
+    B, L, C = seen_BLC.shape
+    P = signal_BLT.shape[2] // C
     # sizes alone (meta) have no autocast
     with torch.autocast("cpu" if signal_BLT.is_meta else signal_BLT.device.type, enabled=False):
         signal_BLCP = signal_BLT.to(torch.promote_types(signal_BLT.dtype, torch.float32)).view(B, L, C, P)
@@ -138,17 +128,17 @@ def strip_summary(
 
         n_BC1 = seen_BLC.sum(1)[..., None]
         slope_BC5 = bins(F.pad(signal_BLCP.diff(dim=3).abs(), (0, 1))).sum(1) / n_BC1.clamp(min=1)
-        level_B11 = (slope_BC5 * (n_BC1 > 0)).sum((1, 2), keepdim=True) / (
-            5 * (n_BC1 > 0).sum((1, 2), keepdim=True)
-        ).clamp(min=1)
-        slope_BT = torch.where(n_BC1 > 0, slope_BC5, level_B11).flatten(1)
+        is_seen_BC1 = n_BC1 > 0
+        n_seen_B11 = (5 * is_seen_BC1.sum((1, 2), keepdim=True)).clamp(min=1)
+        level_B11 = (slope_BC5 * is_seen_BC1).sum((1, 2), keepdim=True) / n_seen_B11
+        slope_BT = torch.where(is_seen_BC1, slope_BC5, level_B11).flatten(1)
         beat_BLK = average_beat(
             slope_BT, bins(signal_BLCP).flatten(2), seen_BLC.repeat_interleave(5, 2), BEFORE, AFTER
         )
         return torch.cat([slope_autocorrelation(slope_BT, LAGS), beat_BLK.flatten(1)], dim=1)
 
 
-# %% ../../nbs/models/20_ecg_vit.ipynb #5efa0f98
+# %% ../../nbs/models/20_ecg_vit.ipynb #b9368fcf
 def _lead_and_time(n_leads: int, n_columns: int, dim: int) -> Tensor:
     "First positions: random code of the lead beside a weak sine-cosine code of time, (N, D)."
     lead_LD = 0.5 * torch.randn(n_leads, dim // 2)
@@ -156,11 +146,32 @@ def _lead_and_time(n_leads: int, n_columns: int, dim: int) -> Tensor:
     return torch.cat([lead_LD.repeat_interleave(n_columns, 0), time_PD.repeat(n_leads, 1)], dim=1)
 
 
+def _check_settings(n_samples: int, patch: int, pool: str, summary: bool) -> None:
+    "Refuse what contradicts itself."
+    if pool not in ("cls", "mean"):
+        raise BadInput("ECGEncoder", f"`pool` is {pool!r}", "Choose cls or mean")
+    if n_samples % patch:
+        problem = f"{n_samples} samples are not a whole number of {patch}-sample patches"
+        raise BadInput("ECGEncoder", problem, "Change the window")
+    if summary and patch % 5:
+        problem = f"patches of {patch} samples have no whole fifths"
+        raise BadInput("ECGEncoder", problem, "Set summary to False or change the patch")
+
+
+def _mean_of_valid(x_BND: Tensor, is_valid_BN: Tensor | None) -> Tensor:
+    "Mean of the valid tokens, (B, D)."
+    share_BN1 = (
+        torch.ones_like(x_BND[..., :1]) if is_valid_BN is None else is_valid_BN[..., None].to(x_BND.dtype)
+    )
+    return (x_BND * share_BN1).sum(1) / share_BN1.sum(1).clamp(min=1)
+
+
 # %% ../../nbs/models/20_ecg_vit.ipynb #dbc33126
 class ECGEncoder(Saved, nn.Module):
     "Vision transformer over patches of one lead and `patch` samples, with a CLS token."
 
     part = "ecg_encoder"  # its name in a system
+    may_differ = ("dropout", "norm_eps", "pool", "summary")
 
     def __init__(
         self,
@@ -174,8 +185,7 @@ class ECGEncoder(Saved, nn.Module):
         dropout: float = 0.0,  # dropout in the blocks
         mlp_ratio: float = 4.0,  # width of the blocks' hidden layer over `dim`
         norm_eps: float = 1e-5,  # of all norms
-        # what stands for the strip: the CLS token (cls), or the normed mean of its patches (mean)
-        pool: str = "cls",
+        pool: str = "cls",  # what stands for the strip: the CLS token (cls) or the mean patch (mean)
         summary: bool = False,  # whether `strip_summary` joins CLS, through a linear map
     ) -> None:  # nothing
         super().__init__()
@@ -192,20 +202,7 @@ class ECGEncoder(Saved, nn.Module):
             pool=pool,
             summary=summary,
         )
-        if pool not in ("cls", "mean"):
-            raise BadInput("ECGEncoder", f"`pool` is {pool!r}", "Choose cls or mean")
-        if n_samples % patch:
-            raise BadInput(
-                "ECGEncoder",
-                f"{n_samples} samples are not a whole number of {patch}-sample patches",
-                "Change the window",
-            )
-        if summary and patch % 5:
-            raise BadInput(
-                "ECGEncoder",
-                f"patches of {patch} samples have no whole fifths",
-                "Set summary to False or change the patch",
-            )
+        _check_settings(n_samples, patch, pool, summary)
         self.n_leads = n_leads
         self.n_columns = n_samples // patch
         self.patch = patch
@@ -224,50 +221,43 @@ class ECGEncoder(Saved, nn.Module):
     def forward(
         self,
         signal_BLT: Tensor,  # normalised ECG, (B, L, T)
-        # False = lead missing or flat, its patches are ignored; None = all good
-        lead_ok_BL: Tensor | None = None,
-        # indices of the patches to look at, from `draw_kept`; None = all
-        kept_BN: Tensor | None = None,
+        lead_ok_BL: Tensor | None = None,  # False = lead missing or flat, is ignored; None = all good
+        kept_BN: Tensor | None = None,  # indices of the patches to look at, from `draw_kept`; None = all
         # tokens in order lead by lead, or in that of `kept_BN` (B, N, D), and the strip's vector (B, D)
     ) -> tuple[Tensor, Tensor]:
         "Encode a batch of ECG windows."
         B, L, T = signal_BLT.shape
-        if (self.n_leads, self.n_columns * self.patch) != (L, T):
-            raise BadInput(
-                "ECGEncoder",
-                f"the window is {L} leads x {T} samples",
-                f"Give {self.n_leads} x {self.n_columns * self.patch}",
-            )
+        n_samples = self.n_columns * self.patch
+        if (self.n_leads, n_samples) != (L, T):
+            problem = f"the window is {L} leads x {T} samples"
+            raise BadInput("ECGEncoder", problem, f"Give {self.n_leads} x {n_samples}")
         patches = signal_BLT.reshape(B, -1, self.patch)
         position_BND = self.position_1ND.expand(B, -1, -1)
         # an exported graph cannot branch on a value
         all_good = lead_ok_BL is None or (not torch.compiler.is_exporting() and bool(lead_ok_BL.all()))
         is_valid_BN = None if all_good else lead_ok_BL.repeat_interleave(self.n_columns, dim=1)
         if kept_BN is not None:
-            patches, position_BND = (
-                torch.take_along_dim(x, kept_BN[..., None], dim=1) for x in (patches, position_BND)
-            )
-            if is_valid_BN is not None:
-                is_valid_BN = is_valid_BN.gather(1, kept_BN)
+            patches = torch.take_along_dim(patches, kept_BN[..., None], dim=1)
+            position_BND = torch.take_along_dim(position_BND, kept_BN[..., None], dim=1)
+            is_valid_BN = None if is_valid_BN is None else is_valid_BN.gather(1, kept_BN)
         cls_B1D = self.cls_11D.expand(B, -1, -1)
         if self.summary is not None:
-            seen_BN = (
-                torch.ones_like(patches[..., 0]) if is_valid_BN is None else is_valid_BN.to(patches.dtype)
-            )
+            seen_BN = torch.ones_like(patches[..., 0]) if all_good else is_valid_BN.to(patches.dtype)
             if kept_BN is not None:
                 seen_BN = seen_BN.new_zeros(B, self.n_patches).scatter(1, kept_BN, seen_BN)
             cls_B1D = cls_B1D + self.summary(strip_summary(signal_BLT, seen_BN.view(B, L, -1)))[:, None]
         x_BND = torch.cat([cls_B1D, self.from_patch(patches) + position_BND], dim=1)
-        if is_valid_BN is not None:
-            is_valid_BN = torch.cat([is_valid_BN.new_ones(B, 1), is_valid_BN], dim=1)
+        attended_BN = None if all_good else torch.cat([is_valid_BN.new_ones(B, 1), is_valid_BN], dim=1)
         for block in self.blocks:
-            x_BND = block(x_BND, is_valid_BN)
-        tokens_BND = self.norm(x_BND[:, 1:])
-        if self.pool == "cls":
-            return tokens_BND, self.norm(x_BND[:, 0])
-        share_BN1 = (
-            torch.ones_like(x_BND[:, 1:, :1])
-            if is_valid_BN is None
-            else is_valid_BN[:, 1:, None].to(x_BND.dtype)
-        )
-        return tokens_BND, self.norm((x_BND[:, 1:] * share_BN1).sum(1) / share_BN1.sum(1).clamp(min=1))
+            x_BND = block(x_BND, attended_BN)
+        strip_BD = x_BND[:, 0] if self.pool == "cls" else _mean_of_valid(x_BND[:, 1:], is_valid_BN)
+        return self.norm(x_BND[:, 1:]), self.norm(strip_BD)
+
+    def token_phase(
+        self,
+        phase_BT: Tensor,  # cardiac phase of each sample, [0, 1), (B, T)
+        is_valid_BT: Tensor,  # whether the sample has a phase, (B, T)
+        lead_ok_BL: Tensor,  # False = lead missing or flat, (B, L)
+    ) -> tuple[Tensor, Tensor]:  # phase of each token and whether it has one, both (B, N)
+        "Where in the cycle the tokens lie: in the middle of their patches."
+        return ecg_token_phase(phase_BT, is_valid_BT, lead_ok_BL, self.n_patches)

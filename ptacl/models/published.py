@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ptacl.core import BadInput
 from ptacl.models.ecg_vit import ECGEncoder
-from ptacl.models.weights import fit_weights, model_folder, read_settings, read_weights
+from ptacl.models.weights import first_names, fit_weights, model_folder, read_settings, read_weights
 
 
 # %% ../../nbs/models/90_published.ipynb #25be3f52
@@ -35,19 +35,13 @@ def translate(
     optional: tuple[str, ...] = (),  # published patterns that may be missing
 ) -> tuple[dict[str, Tensor], int]:  # the weights under our names, and the number of blocks
     "Rename weights; every one of them must be known and there."
-    blocks = {n: re.compile(re.escape(n).replace(r"\{\}", r"(\d+)")) for n in names}
-    found = {k: (n, m) for k in weights for n, p in blocks.items() if (m := p.fullmatch(k))}
-    depth = 1 + max((int(m[1]) for n, m in found.values() if "{}" in n), default=-1)
-    wanted = {n.format(i) for n in names for i in range(depth if "{}" in n else 1) if n not in optional}
-
-    def show(keys):
-        return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-
-    problems = [
-        f"{len(keys)} {what}: {show(sorted(keys))}"
-        for what, keys in (("missing", wanted - weights.keys()), ("unknown", weights.keys() - found.keys()))
-        if keys
-    ]
+    patterns = {name: re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")) for name in names}
+    known = {k: (name, m) for k in weights for name, p in patterns.items() if (m := p.fullmatch(k))}
+    depth = 1 + max((int(m[1]) for name, m in known.values() if "{}" in name), default=-1)
+    required = [name for name in names if name not in optional]
+    wanted = {name.format(i) for name in required for i in range(depth if "{}" in name else 1)}
+    wrong = dict(missing=sorted(wanted - weights.keys()), unknown=sorted(weights.keys() - known.keys()))
+    problems = [f"{len(keys)} {what}: {first_names(keys)}" for what, keys in wrong.items() if keys]
     if not depth:
         problems.append("no transformer block")
     if problems:
@@ -56,7 +50,7 @@ def translate(
             f"weights are not those of this encoder: {'; '.join(problems)}",
             "Check which model the file holds; other layers have no place in the encoder",
         )
-    return {names[n].format(*m.groups()): weights[k] for k, (n, m) in found.items()}, depth
+    return {names[name].format(*m.groups()): weights[k] for k, (name, m) in known.items()}, depth
 
 
 # %% ../../nbs/models/90_published.ipynb #4f27b5f6
@@ -134,20 +128,19 @@ _VITMAE_BLOCK = {
     "layernorm_after.weight": "norm2.weight",
     "layernorm_after.bias": "norm2.bias",
 }
+# published -> ours, or what is folded into ours
 VITMAE_NAMES = {
     "embeddings.cls_token": "cls",
     "embeddings.position_embeddings": "position",
     "embeddings.patch_embeddings.projection.weight": "patch",
     "embeddings.patch_embeddings.projection.bias": "from_patch.bias",
-    # published -> ours, or what is folded into ours
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 } | {f"encoder.layer.{{}}.{k}": f"blocks.{{}}.{v}" for k, v in _VITMAE_BLOCK.items()}
 
 
 def vitmae_weights(
-    # state dict of the fork's ViTMAEModel; a prefix `vit.` and a decoder, as in ViTMAEForPreTraining, may
-    # be there
+    # state dict of the fork's ViTMAEModel, or of ViTMAEForPreTraining, with a prefix `vit.` and a decoder
     weights: Mapping[str, Tensor],
     source: str | Path = "state dict",  # where they are from, for the message
 ) -> tuple[dict[str, Tensor], int]:  # weights for `encoder_from_weights`, and the number of blocks
@@ -155,20 +148,22 @@ def vitmae_weights(
     given = {k.removeprefix("vit."): v for k, v in weights.items() if not k.startswith("decoder.")}
     optional = tuple(n for n in VITMAE_NAMES if n.endswith(("layerscale_c", "q_bias", "v_bias")))
     ours, depth = translate(given, VITMAE_NAMES, source, optional)
-    for b in (f"blocks.{i}." for i in range(depth)):
-        q, k, v = (ours.pop(b + n) for n in "qkv")
-        zero = torch.zeros_like(q[:, 0])
-        ours[b + "attention.qkv.weight"], ours[b + "attention.qkv.bias"] = (
-            torch.cat([q, k, v]),
-            torch.cat([ours.pop(b + "q_bias", zero), zero, ours.pop(b + "v_bias", zero)]),
-        )
-        for scale, last in (("scale_attention", "attention.out"), ("scale_mlp", "mlp.2")):
-            c = ours.pop(b + scale, torch.ones_like(zero))
-            ours[f"{b}{last}.weight"], ours[f"{b}{last}.bias"] = (
-                c[:, None] * ours[f"{b}{last}.weight"],
-                c * ours[f"{b}{last}.bias"],
-            )
+    for i in range(depth):
+        _fold_block(ours, f"blocks.{i}.")
     return ours, depth
+
+
+def _fold_block(ours: dict[str, Tensor], block: str) -> None:
+    "Join queries, keys and values of a block, and multiply its LayerScale into its last layers."
+    q, k, v = (ours.pop(block + name) for name in "qkv")
+    zero = torch.zeros_like(q[:, 0])
+    biases = [ours.pop(block + "q_bias", zero), zero, ours.pop(block + "v_bias", zero)]
+    ours[block + "attention.qkv.weight"] = torch.cat([q, k, v])
+    ours[block + "attention.qkv.bias"] = torch.cat(biases)
+    for scale, last in (("scale_attention", "attention.out"), ("scale_mlp", "mlp.2")):
+        c = ours.pop(block + scale, torch.ones_like(zero))
+        ours[f"{block}{last}.weight"] = c[:, None] * ours[f"{block}{last}.weight"]
+        ours[f"{block}{last}.bias"] = c * ours[f"{block}{last}.bias"]
 
 
 # %% ../../nbs/models/90_published.ipynb #caa3fe82
@@ -213,6 +208,7 @@ _TIMM_BLOCK = {
     "mlp.fc2.weight": "mlp.2.weight",
     "mlp.fc2.bias": "mlp.2.bias",
 }
+# published -> ours, or what is chosen from or left out
 TIMM_NAMES = {
     "cls_token": "cls",
     "pos_embed": "position",
@@ -220,7 +216,6 @@ TIMM_NAMES = {
     "patch_embed.proj.bias": "from_patch.bias",
     "norm.weight": "norm.weight",
     "norm.bias": "norm.bias",
-    # published -> ours, or what is chosen from or left out
     "fc_norm.weight": "fc_norm.weight",
     "fc_norm.bias": "fc_norm.bias",
     "head.weight": "head.weight",
@@ -234,18 +229,17 @@ def timm_weights(
     source: str | Path = "state dict",  # where they are from, for the message
 ) -> tuple[dict[str, Tensor], int]:  # weights for `encoder_from_weights`, and the number of blocks
     "Rename the weights of a timm vision transformer."
-    optional = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias") + (
-        ("norm.weight", "norm.bias") if pool == "mean" else ()
-    )
+    optional = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
+    if pool == "mean":
+        optional += ("norm.weight", "norm.bias")
     ours, depth = translate(weights, TIMM_NAMES, source, optional)
     D = ours["cls"].shape[-1]
-    mean = {
+    mean_norm = {
         "norm.weight": ours.pop("fc_norm.weight", torch.ones(D)),
         "norm.bias": ours.pop("fc_norm.bias", torch.zeros(D)),
     }
-    return {k: v for k, v in ours.items() if not k.startswith("head.")} | (
-        mean if pool == "mean" else {}
-    ), depth
+    ours = {name: weight for name, weight in ours.items() if not name.startswith("head.")}
+    return ours | (mean_norm if pool == "mean" else {}), depth
 
 
 # %% ../../nbs/models/90_published.ipynb #2469ff0d

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "PARTS",
     "described_parts",
     "save_pretrained",
     "from_pretrained",
@@ -20,42 +21,40 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptacl.config import Parameters, TrainConfig
+from ptacl.config import TrainConfig, same_preparation
 from ptacl.core import BadInput
+from ptacl.data.batches import Batch
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
-from ptacl.data.phase import plausible_es_ms
+from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.prepared import prepare_cine, prepare_ecg
-from ptacl.models.cine import CineEncoder
-from ptacl.models.ecg_vit import ECGEncoder
-from ptacl.models.ptacl import Batch, System
+from ptacl.models.system import System
 from ptacl.models.systems import build_system
 from ptacl.models.weights import Saved, fit_weights, model_folder, read_settings, read_weights, save_weights
-
+from ptacl.parameters import Parameters
 
 # %% ../../nbs/models/80_saved.ipynb #f84a44b6
+# part of a model -> the settings of its preparation, and the buffers that hold its scaling
+PARTS = dict(
+    ecg_encoder=(("fs", "mains_hz", "window_s"), dict(mean_mv="ecg_mean_L", sd_mv="ecg_sd_L")),
+    cine_encoder=(("view", "n_frames", "pixel_mm", "crop_px"), dict(mean="cine_mean", sd="cine_sd")),
+)
+
+
 def described_parts(
     model: torch.nn.Module,  # a system, or a masked model
     cfg: Parameters,  # the settings of its run
 ) -> dict[str, dict[str, object]]:  # name of the part -> architecture, settings, preparation
     "Describe the encoders of a model that can be read alone."
-    said = dict(
-        ecg_encoder=("fs", "mains_hz", "window_s", "phase_map"),
-        cine_encoder=("n_frames", "pixel_mm", "crop_px", "phase_map"),
-    )
-    scale = dict(
-        ecg_encoder=dict(mean_mv="ecg_mean_L", sd_mv="ecg_sd_L"),
-        cine_encoder=dict(mean="cine_mean", sd="cine_sd"),
-    )
+    of_phases = ("phase_map",) if isinstance(model, System) else ()
     parts = {}
-    for name in said:
+    for name, (settings, buffers) in PARTS.items():
         encoder = getattr(model, name, None)
         if not isinstance(encoder, Saved):
             continue
-        constants = {k: getattr(model, buffer).tolist() for k, buffer in scale[name].items()}
-        parts[name] = encoder.described() | dict(
-            preparation={k: getattr(cfg, k) for k in said[name] if hasattr(cfg, k)} | constants
-        )
+        prepared = {k: getattr(cfg, k) for k in (*settings, *of_phases)}
+        scaling = {k: getattr(model, buffer).tolist() for k, buffer in buffers.items()}
+        parts[name] = encoder.described() | dict(preparation=prepared | scaling)
     return parts
 
 
@@ -78,40 +77,60 @@ def from_pretrained(
     folder = model_folder(source)
     cfg = TrainConfig.from_params(read_settings(folder / "config.json"))
     model = build_system(cfg)
-    for cls in (ECGEncoder, CineEncoder):
-        if (folder / f"{cls.part}.json").is_file() and hasattr(model, cls.part):
-            _take_encoder(model, cls.from_pretrained(folder), folder)
+    for part in PARTS:
+        own = getattr(model, part, None)
+        if isinstance(own, Saved) and (folder / f"{part}.json").is_file():
+            _put_encoder(model, type(own).from_pretrained(folder), folder)
     return fit_weights(model, read_weights(folder), folder).eval(), cfg
 
 
-def _take_encoder(model: System, found: Saved, source: str | Path) -> None:
+def _put_encoder(model: System, encoder: Saved, source: str | Path) -> None:
     "Put an encoder in the place of the system's own, of which it must have the size."
-    own = getattr(model, found.part)
-    differ = [
-        k
-        for k, v in own.settings.items()
-        if found.settings[k] != v and k not in ("dropout", "norm_eps", "pool", "summary")
-    ]
+    own = getattr(model, encoder.part)
+    size = {k: v for k, v in own.settings.items() if k not in own.may_differ}
+    differ = {k: v for k, v in size.items() if encoder.settings[k] != v}
     if differ:
+        had = ", ".join(f"{k} = {encoder.settings[k]}" for k in differ)
+        wanted = ", ".join(f"{k} = {v}" for k, v in differ.items())
         raise BadInput(
             source,
-            f"its {type(own).__name__} has {', '.join(f'{k} = {found.settings[k]}' for k in differ)}, but this run's has {', '.join(f'{k} = {own.settings[k]}' for k in differ)}",
+            f"its {type(own).__name__} has {had}, but this run's has {wanted}",
             "Take the preset and the sizes of the inputs of the run that it is from",
         )
-    taken = type(own)(**found.settings | dict(dropout=own.settings["dropout"]))
-    taken.load_state_dict(found.state_dict()), setattr(model, found.part, taken)
+    of_this_run = {k: own.settings[k] for k in ("dropout",) if k in own.settings}
+    taken = type(own)(**encoder.settings | of_this_run)
+    taken.load_state_dict(encoder.state_dict())
+    setattr(model, encoder.part, taken)
 
 
-# %% ../../nbs/models/80_saved.ipynb #20704055
+# %% ../../nbs/models/80_saved.ipynb #13eff5eb
 def start_encoders(
     model: System,  # freshly built; its encoders are replaced
     cfg: TrainConfig,  # uses ecg_init and cine_init; empty = leave the encoder as it is
 ) -> System:  # the same system
     "Give a system the encoders that its configuration wants to start from."
-    for cls, source in ((ECGEncoder, cfg.ecg_init), (CineEncoder, cfg.cine_init)):
-        if source:
-            _take_encoder(model, cls.from_pretrained(source), source)
+    for part, source in dict(ecg_encoder=cfg.ecg_init, cine_encoder=cfg.cine_init).items():
+        if not source:
+            continue
+        own = getattr(model, part, None)
+        if not isinstance(own, Saved):
+            raise BadInput(
+                source,
+                f"cannot be read into the {part} of this run, a {type(own).__name__}",
+                "Let its class inherit `ptacl.models.weights.Saved`, or start from random weights",
+            )
+        encoder = type(own).from_pretrained(source)
+        _put_encoder(model, encoder, source)
+        _check_preparation(encoder, cfg, source)
     return model
+
+
+def _check_preparation(encoder: Saved, cfg: TrainConfig, source: str | Path) -> None:
+    "Refuse an encoder whose input was prepared otherwise than this run's."
+    is_of_system = "system" in read_settings(encoder.source / "config.json")
+    names = [*PARTS[encoder.part][0], *(["phase_map"] if is_of_system else [])]
+    which = [name for name in names if name in encoder.preparation]
+    same_preparation(encoder.preparation, cfg, source, "this run", which, another="take another encoder")
 
 
 # %% ../../nbs/models/80_saved.ipynb #cb625566
@@ -123,21 +142,13 @@ def embed_ecgs(
 ) -> np.ndarray:  # one unit vector a recording, float32, (B, E)
     "Embed ECGs."
     n = round(cfg.window_s * cfg.fs)
-    items = [
-        prepare_ecg(e, fs=cfg.fs, mains_hz=cfg.mains_hz, record_s=2 * cfg.window_s, phase_map=cfg.phase_map)
-        for e in ecgs
-    ]
-    signal_BLT, lead_ok_BL = (
-        torch.from_numpy(np.stack(x))
-        for x in ([i.signal_LT[:, :n] for i in items], [i.lead_ok_L for i in items])
-    )
+    how = dict(fs=cfg.fs, mains_hz=cfg.mains_hz, record_s=2 * cfg.window_s, phase_map=cfg.phase_map)
+    items = [prepare_ecg(ecg, **how) for ecg in ecgs]
     device = next(model.parameters()).device
-    return (
-        model.ecg_head(model.eval().encode_ecg(signal_BLT.to(device), lead_ok_BL.to(device))[1])
-        .float()
-        .cpu()
-        .numpy()
-    )
+    signal_BLT = torch.from_numpy(np.stack([item.signal_LT[:, :n] for item in items])).to(device)
+    lead_ok_BL = torch.from_numpy(np.stack([item.lead_ok_L for item in items])).to(device)
+    pooled_BD = model.eval().encode_ecg(signal_BLT, lead_ok_BL)[1]
+    return model.ecg_head(pooled_BD).float().cpu().numpy()
 
 
 # %% ../../nbs/models/80_saved.ipynb #c1b99440
@@ -158,13 +169,18 @@ def embed_cines(
     # prepared frames are evenly spaced
     even_BF = (torch.arange(cfg.n_frames, device=device) / cfg.n_frames).expand(len(items), -1)
     none = torch.zeros(len(items), 0, device=device)
-    batch = Batch(none, none, none, none, stack("cine_FHW"), stack("frame_phase_F"), even_BF)
-    if cfg.phase_map == "linear":
-        batch = batch._replace(
-            es_phase_B=torch.tensor(
-                [float(plausible_es_ms(i.es_ms, i.rr_ms) / i.rr_ms) for i in items], device=device
-            )
-        )
+    batch = Batch(
+        signal_BLT=none,
+        lead_ok_BL=none,
+        phase_BT=none,
+        is_valid_BT=none,
+        cine_BFHW=stack("cine_FHW"),
+        frame_phase_BF=stack("frame_phase_F"),
+        frame_time_BF=even_BF,
+    )
+    if canonical_phase(END_SYSTOLE, cfg.phase_map) != CANONICAL_ES:
+        es_phase = [float(end_systole_phase(i.es_ms, i.rr_ms, cfg.phase_map)) for i in items]
+        batch = batch._replace(es_phase_B=torch.tensor(es_phase, device=device))
     if cfg.n_slices > 1:
         batch = batch._replace(volume_BQZHW=stack("volume_QZHW"))
     return model.eval().embed_cine(batch).float().cpu().numpy()

@@ -1,0 +1,1 @@
+"Pictures: ECG paper, cine strips and movies, curves, results, dashboard and explorer."

@@ -51,7 +51,7 @@ from ptacl.data.store import (
     write_shard,
     write_table,
 )
-from ptacl.models.ecg_vit import ECG_SIZES
+from ptacl.models.encoders import PRESETS
 from ptacl.models.ptacl import model_from_config
 from ptacl.phantom.cohort import simulate_participant
 from ptacl.training.loop import fit
@@ -107,14 +107,10 @@ def simulation_rates(
     "How many participants a second are simulated in memory."
     if n < 1:
         raise BadInput("n", f"{n} participants", "Give at least 1.")
-    rows = [
-        (
-            f"{slices} slice{'s' * (slices > 1)} x 25 frames x 96 x 96",
-            parallel_rate(lambda k, s=slices: simulate_participant(k, 1, 25, s, 96), n, workers),
-            wanted,
-        )
-        for slices, wanted in ((1, 40.0), (8, 8.0))
-    ]
+    rows = []
+    for n_slices, wanted in ((1, 40.0), (8, 8.0)):
+        rate = parallel_rate(lambda k, s=n_slices: simulate_participant(k, 1, 25, s, 96), n, workers)
+        rows.append((f"{n_slices} slice{'s' * (n_slices > 1)} x 25 frames x 96 x 96", rate, wanted))
     return pd.DataFrame(rows, columns=["what", "participants_per_s", "wanted"]).set_index("what")
 
 
@@ -153,16 +149,13 @@ def preparation_rates(
     n: int,  # participants for each rate, the cohort's over and over
     workers: int,  # most processes
     settings: Mapping[str, object],  # `settings_of` a configuration
-    # participants_per_s and gain (over one process), a row each number of processes
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # participants_per_s and gain (over one process), a row each number of processes
     "How many participants a second one and several processes prepare."
     table = cohort.pairs()[["participant_id", "ecg", "cine"]].to_dict("records")
-    rate = {
-        w: parallel_rate(partial(_prepare, cohort.root, table, settings), n, w) for w in sorted({1, workers})
-    }
-    return pd.DataFrame(
-        [dict(workers=w, participants_per_s=r, gain=r / rate[1]) for w, r in rate.items()]
-    ).set_index("workers")
+    prepare = partial(_prepare, cohort.root, table, settings)
+    rate = {w: parallel_rate(prepare, n, w) for w in sorted({1, workers})}
+    rows = [dict(workers=w, participants_per_s=r, gain=r / rate[1]) for w, r in rate.items()]
+    return pd.DataFrame(rows).set_index("workers")
 
 
 def _prepare(root: Path, table: Sequence[Mapping[str, str]], settings: Mapping[str, object], k: int) -> None:
@@ -173,17 +166,15 @@ def _prepare(root: Path, table: Sequence[Mapping[str, str]], settings: Mapping[s
 # %% ../../nbs/studies/60_speed.ipynb #030b9aac
 def repeated_store(
     folder: str | Path,  # a new folder
-    # fields of participants, as `prepare_participant` gives them
-    items: Sequence[Mapping[str, np.ndarray]],
+    items: Sequence[Mapping[str, np.ndarray]],  # fields of participants, of `prepare_participant`
     n: int,  # participants of the store
     settings: Mapping[str, object],  # how they were prepared
 ) -> Store:  # opened; participant k is items[k % len(items)]
     "A store in which a few participants stand over and over."
     folder = Path(folder)
     people = pd.DataFrame(dict(participant_id=[f"p{k:06d}" for k in range(n)], ecg="", cine=""))
-    entry = write_shard(
-        folder / "shards" / "0000", settings, people, ((items[k % len(items)], []) for k in range(n))
-    )
+    repeated = ((items[k % len(items)], []) for k in range(n))
+    entry = write_shard(folder / "shards" / "0000", settings, people, repeated)
     write_table(folder, settings, [entry], people.assign(split="train", row=range(n)), {})
     return open_store(folder)
 
@@ -207,13 +198,8 @@ def sparse_store(
             )
             if name == "n_samples":
                 array[:] = round(2 * settings["window_s"] * settings["fs"])
-        entries.append(
-            dict(
-                name=shard.name,
-                participants=1000,
-                files={p.name: dict(bytes=p.stat().st_size, sha256="") for p in shard.iterdir()},
-            )
-        )
+        files = {p.name: dict(bytes=p.stat().st_size, sha256="") for p in shard.iterdir()}
+        entries.append(dict(name=shard.name, participants=1000, files=files))
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         dict(
@@ -224,18 +210,12 @@ def sparse_store(
             split=np.where(np.arange(n) % 5, "train", "test"),
         )
     )
-    write_table(
-        folder,
-        settings,
-        entries,
-        table.assign(**{f"phenotype_{k}": rng.normal(size=n).round(3) for k in range(n_phenotypes)}),
-        {},
-    )
+    phenotypes = {f"phenotype_{k}": rng.normal(size=n).round(3) for k in range(n_phenotypes)}
+    write_table(folder, settings, entries, table.assign(**phenotypes), {})
 
 
 # %% ../../nbs/studies/60_speed.ipynb #6e661b66
-# what a batch takes
-_FIELDS = ("signal_LT", "lead_ok_L", "phase_T", "is_valid_T", "cine_FHW", "frame_phase_F")
+_FIELDS = ("signal_LT", "lead_ok_L", "phase_T", "is_valid_T", "cine_FHW", "frame_phase_F")  # of a batch
 
 
 def write_files(
@@ -254,10 +234,8 @@ def write_files(
             continue
         for f in _FIELDS:
             if f == "cine_FHW" and form == "nii":
-                nib.save(
-                    nib.Nifti1Image(item[f].transpose(2, 1, 0)[:, :, None], np.eye(4)),
-                    folder / f"{k}.cine.nii",
-                )
+                image = nib.Nifti1Image(item[f].transpose(2, 1, 0)[:, :, None], np.eye(4))
+                nib.save(image, folder / f"{k}.cine.nii")
             else:
                 np.save(folder / f"{k}.{f}.npy", from_steps(item[f], f))
 
@@ -269,27 +247,26 @@ def read_files(
     form: str,  # nii, npy or record
     start: int,  # first sample of the window
     n: int,  # samples of the window
-    # `signal_LT`, `lead_ok_L`, `phase_T`, `is_valid_T`, `cine_FHW`, `frame_phase_F`, the ECG's cut to the
-    # window
+    # signal_LT, lead_ok_L, phase_T, is_valid_T, cine_FHW, frame_phase_F, the ECG's cut to the window
 ) -> list[np.ndarray]:
     "Read a participant from single files."
 
-    def cut(f, x):
-        return x[..., start : start + n] if f in ("signal_LT", "phase_T", "is_valid_T") else x
+    def cut(field: str, x: np.ndarray) -> np.ndarray:
+        "The window of what has samples."
+        return x[..., start : start + n] if field in ("signal_LT", "phase_T", "is_valid_T") else x
 
     if form == "record":
         record = np.load(folder / f"{k}.npy")
         return [from_steps(cut(f, record[f]), f) for f in _FIELDS]
 
-    def load(f):
-        return np.load(folder / f"{k}.{f}.npy", mmap_mode="r" if f == "signal_LT" else None)
+    def load(field: str) -> np.ndarray:
+        "A field from its own file."
+        if field == "cine_FHW" and form == "nii":
+            image = np.asarray(nib.load(folder / f"{k}.cine.nii").dataobj)
+            return from_steps(image[:, :, 0].transpose(2, 1, 0), "cine_FHW")
+        return np.load(folder / f"{k}.{field}.npy", mmap_mode="r" if field == "signal_LT" else None)
 
-    def cine():
-        return from_steps(
-            np.asarray(nib.load(folder / f"{k}.cine.nii").dataobj)[:, :, 0].transpose(2, 1, 0), "cine_FHW"
-        )
-
-    return [cine() if f == "cine_FHW" and form == "nii" else cut(f, load(f)) for f in _FIELDS]
+    return [cut(f, load(f)) for f in _FIELDS]
 
 
 # %% ../../nbs/studies/60_speed.ipynb #ee6db6bf
@@ -315,11 +292,11 @@ def loading_rates(
             return 1
 
         def from_files(form: str) -> int:
-            got = [
+            read = [
                 read_files(Path(d) / form, k, form, int(rng.integers(0, n_window)), n_window)
                 for k in rng.integers(0, n, batch)
             ]
-            return len([torch.from_numpy(np.stack(x)) for x in zip(*got, strict=True)][0])
+            return len([torch.from_numpy(np.stack(x)) for x in zip(*read, strict=True)][0])
 
         def from_store() -> int:
             return len(draw_batch(pairs, rng.integers(0, n, batch), n_window, g)["cine_BFHW"])
@@ -331,35 +308,28 @@ def loading_rates(
         )
         for form in names:
             write_files(Path(d) / form, [items[k % len(items)] for k in range(n)], form)
-        found = rates(
-            {".dat and .nii.gz, prepared on the fly": from_raw}
-            | {names[f]: partial(from_files, f) for f in names}
-            | {"store": from_store},
-            seconds,
-        )
-    return pd.DataFrame(
-        [dict(way=w, pairs_per_s=r, times_slower=found["store"] / r) for w, r in found.items()]
-    ).set_index("way")
+        ways = {".dat and .nii.gz, prepared on the fly": from_raw}
+        ways |= {names[form]: partial(from_files, form) for form in names}
+        rate = rates(ways | {"store": from_store}, seconds)
+    rows = [dict(way=w, pairs_per_s=r, times_slower=rate["store"] / r) for w, r in rate.items()]
+    return pd.DataFrame(rows).set_index("way")
 
 
 # %% ../../nbs/studies/60_speed.ipynb #5d18df96
 def first_batch(
     folder: str | Path,  # a store
     cfg: TrainConfig,  # settings, window and batch size
-    # seconds from before opening to after reading; the batch, evenly from all of the store
-) -> tuple[float, dict[str, torch.Tensor]]:
+) -> tuple[float, dict[str, torch.Tensor]]:  # seconds to open and read; the batch, from all of the store
     "How long the first batch takes."
     start = time.perf_counter()
     pairs = stored_pairs(open_store(folder, settings_of(cfg)))
-    batch = draw_batch(
-        pairs, np.arange(cfg.batch_size) * len(pairs) // cfg.batch_size, round(cfg.window_s * cfg.fs)
-    )
+    rows = np.arange(cfg.batch_size) * len(pairs) // cfg.batch_size
+    batch = draw_batch(pairs, rows, round(cfg.window_s * cfg.fs))
     return time.perf_counter() - start, batch
 
 
 # %% ../../nbs/studies/60_speed.ipynb #84e667e3
-# fields of `TrainConfig`
-ALL_AUGMENTATIONS = dict(
+ALL_AUGMENTATIONS = dict(  # fields of `TrainConfig`
     noise_mv=0.02,
     ecg_scale=0.2,
     ecg_phase_noise=0.1,
@@ -388,18 +358,14 @@ def feeding_rates(
     def feed(cfg: TrainConfig) -> int:
         k = next(step)
         how = augmentation_from_config(cfg)
-        batch = draw_batch(
-            pairs,
-            np.random.default_rng(k).integers(0, len(pairs), cfg.batch_size),
-            n_window,
-            step_generator(0, k, 0),
-        )
+        rows = np.random.default_rng(k).integers(0, len(pairs), cfg.batch_size)
+        batch = draw_batch(pairs, rows, n_window, step_generator(0, k, 0))
         return len(augment(batch, how, step_generator(0, k, 1))["cine_BFHW"])
 
-    plain, strong = (replace(cfg, **how) for how in (_NO_AUGMENTATION, ALL_AUGMENTATIONS))
-    found = rates(
-        dict(loading=partial(feed, plain), all_on=partial(feed, strong)), seconds, time.perf_counter
-    )
+    plain = replace(cfg, **_NO_AUGMENTATION)
+    strong = replace(cfg, **ALL_AUGMENTATIONS)
+    ways = dict(loading=partial(feed, plain), all_on=partial(feed, strong))
+    fed = rates(ways, seconds, time.perf_counter)
     at = []
     train = pairs.take(np.arange((steps + 1) * cfg.batch_size) % len(pairs))
     fit(
@@ -410,15 +376,15 @@ def feeding_rates(
         progress=False,
         on_log=lambda row: at.append(time.perf_counter()) if "loss" in row else None,
     )
-    step_s = statistics.median(np.diff(at)) - cfg.batch_size / found["loading"]
+    step_s = statistics.median(np.diff(at)) - cfg.batch_size / fed["loading"]
+    trained = cfg.batch_size / step_s
     rate = {
-        "training step": cfg.batch_size / step_s,
-        "loading": found["loading"],
-        "loading and all augmentations": found["all_on"],
+        "training step": trained,
+        "loading": fed["loading"],
+        "loading and all augmentations": fed["all_on"],
     }
-    return pd.DataFrame(
-        [dict(what=k, pairs_per_s=v, ratio=v / rate["training step"]) for k, v in rate.items()]
-    ).set_index("what")
+    rows = [dict(what=k, pairs_per_s=v, ratio=v / trained) for k, v in rate.items()]
+    return pd.DataFrame(rows).set_index("what")
 
 
 # %% ../../nbs/studies/60_speed.ipynb #1de2f62a
@@ -434,15 +400,9 @@ class BenchmarkConfig(Parameters):
     steps: int = 2  # training steps that are timed
     n_frames: int = 25  # frames of a cine in the store
     crop_px: int = 64  # side of a cine in the store, pixels
-    presets: str = (
-        "tiny"  # sizes of the systems whose steps are timed, separated by commas: tiny, small, paper
-    )
-    large_batch: int = (
-        0  # pairs of a step whose memory is compared with that of its micro-batch of 64, or 0 for not at all
-    )
-    used_presets: str = (
-        "tiny"  # sizes of the encoders that embed files, separated by commas: tiny, small, paper
-    )
+    presets: str = "tiny"  # sizes of systems whose steps are timed, separated by commas: tiny, small, paper
+    large_batch: int = 0  # pairs of a step compared in memory with its micro-batch of 64, or 0 for not at all
+    used_presets: str = "tiny"  # sizes of encoders that embed files, separated by commas: tiny, small, paper
     out: str = ""  # folder for the tables, or empty for none
 
     def __post_init__(self) -> None:  # raises BadInput
@@ -452,10 +412,7 @@ class BenchmarkConfig(Parameters):
         if self.large_n < 1000 or self.large_n % 1000:
             raise BadInput("parameters", f"`large_n` is {self.large_n}", "Give full thousands")
         for name in ("presets", "used_presets"):
-            odd = set(getattr(self, name).split(",")) - set(ECG_SIZES)
-            if odd:
-                raise BadInput(
-                    "parameters",
-                    f"`{name}` has {', '.join(sorted(odd))!r}",
-                    f"Choose from {', '.join(ECG_SIZES)}",
-                )
+            unknown = sorted(set(getattr(self, name).split(",")) - set(PRESETS))
+            if unknown:
+                problem = f"`{name}` has {', '.join(unknown)!r}"
+                raise BadInput("parameters", problem, f"Choose from {', '.join(PRESETS)}")
