@@ -31,18 +31,12 @@ from tqdm.auto import tqdm
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
-from ptacl.data.cohort import MODALITIES, REPORT_COLUMNS, Cohort, read_cohort
+from ptacl.data.cohort import Cohort, read_cohort
+from ptacl.data.participant import find_twins, prepare_participant, settings_of
 from ptacl.data.phase import END_SYSTOLE, canonical_phase, end_systole_phase
-from ptacl.data.store import (
-    Column,
-    Store,
-    find_twins,
-    is_store,
-    open_store,
-    prepare_participant,
-    settings_of,
-    store_in_memory,
-)
+from ptacl.data.store import Column, Store, open_store, store_in_memory
+from ptacl.data.store_files import is_store
+from ptacl.data.table import MODALITIES, REPORT_COLUMNS
 
 
 # %% ../../nbs/data/90_batches.ipynb #8439ae2f

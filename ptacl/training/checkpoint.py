@@ -20,7 +20,7 @@ from torch import Tensor
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, write_atomic
 from ptacl.data.batches import Pairs
-from ptacl.data.ecg import fit_scaling
+from ptacl.data.ecg_scaling import fit_scaling
 from ptacl.training.device import compile_blocks
 from ptacl.training.large_batch import checkpoint_blocks
 from ptacl.training.optimiser import optimizer_from_config

@@ -29,7 +29,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from ptacl.core import BadInput
-from ptacl.models.ptacl import Embeddings
+from ptacl.models.system import Embeddings
 
 
 # %% ../../nbs/training/10_distributed.ipynb #347004de
