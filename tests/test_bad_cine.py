@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 
 from ptacl.core import BadInput
-from ptacl.data.cine import (
-    MIN_FRAMES,
-    cavity_mask,
-    cine_from_array,
-    find_ed_es,
-    find_heart,
-    read_cine,
-    sidecar_path,
-    write_cine,
-)
+from ptacl.data.cavity import cavity_mask, find_ed_es
+from ptacl.data.cine import MIN_FRAMES, cine_from_array, read_cine, sidecar_path, write_cine
+from ptacl.data.heart import find_heart
 
 F = 25
 N = 40

@@ -19,7 +19,7 @@ import wfdb
 
 from ptacl.core import BadInput, samples_dir
 from ptacl.data.cohort import check_cohort, cohort_counts, leave_out, read_cohort, summarise_report
-from ptacl.data.ecg import read_ecg
+from ptacl.data.ecg_files import read_ecg
 
 SECRET = "Jane-Doe-1960"  # stands in cells that are nobody's business; must never appear in a report
 

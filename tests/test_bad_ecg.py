@@ -11,7 +11,8 @@ import pytest
 import wfdb
 
 from ptacl.core import BadInput
-from ptacl.data.ecg import STANDARD_LEADS, ecg_from_array, einthoven_error_mv, read_ecg, standardise_ecg
+from ptacl.data.ecg import STANDARD_LEADS, ecg_from_array, einthoven_error_mv, standardise_ecg
+from ptacl.data.ecg_files import read_ecg
 
 CHEST = np.array([[-0.5, 0.1], [-0.2, 0.5], [0.4, 0.6], [0.9, 0.6], [1.0, 0.5], [0.8, 0.4]])
 

@@ -9,20 +9,15 @@ import yaml
 
 from ptacl.config import TrainConfig
 from ptacl.data.beats import find_beats
-from ptacl.data.ecg import read_ecg, resample_ecg, standardise_ecg
+from ptacl.data.ecg import resample_ecg, standardise_ecg
+from ptacl.data.ecg_files import read_ecg
 from ptacl.evaluation.probe import ridge_probe
 from ptacl.models.systems import SYSTEMS
+from ptacl.phantom.body import PREVALENCE, participant_rng
 from ptacl.phantom.ecg import simulate_ecg
-from ptacl.phantom.latents import PREVALENCE, draw_latents, participant_rng, repolarisation_ms
-from ptacl.studies.methods import (
-    FEATURE_UNITS,
-    METHODS,
-    comparison_cells,
-    ecg_features,
-    feature_filler,
-    local_weight_curve,
-    median_beat,
-)
+from ptacl.phantom.latents import draw_latents, repolarisation_ms
+from ptacl.studies.classical import FEATURE_UNITS, ecg_features, feature_filler, median_beat
+from ptacl.studies.methods import METHODS, comparison_cells, local_weight_curve
 from ptacl.training.pretraining import PretrainConfig
 
 SEED = 6  # the thresholds of the features were chosen on seed 5

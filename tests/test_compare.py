@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from ptacl.studies.experiment import run_notebook
+from ptacl.studies.launch import run_notebook
 
 SMALL = dict(
     methods="demographics,masked,supervised,mmcl,dual_phase,ptacl,shuffled_phases",

@@ -13,7 +13,9 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ptacl.core import BadInput
-from ptacl.docs import build, page_of, problems_of, read_order, symbols_of
+from ptacl.docs import build, problems_of, read_order
+from ptacl.pages import page_of
+from ptacl.reference import symbols_of
 
 pytest.importorskip("sphinx", reason="the docs need pip install -e '.[docs]'")
 # MyST's affair

@@ -12,11 +12,14 @@ import torch
 
 from ptacl.config import TrainConfig
 from ptacl.core import sample_path
-from ptacl.data.ecg import STANDARD_LEADS, read_ecg
+from ptacl.data.ecg import STANDARD_LEADS
+from ptacl.data.ecg_files import read_ecg
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.saved import save_pretrained
 from ptacl.models.systems import build_system
-from ptacl.use.embed import PhenotypeProbe, embed, embed_command, left_out, predict
+from ptacl.use.command import embed_command
+from ptacl.use.embed import embed, left_out
+from ptacl.use.phenotypes import PhenotypeProbe, predict
 
 SECRET = "Millerovska"  # a name that must not appear anywhere
 

@@ -23,16 +23,11 @@ from ptacl.data.batches import load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.losses.contrast import info_nce
 from ptacl.models.ptacl import model_from_config
+from ptacl.training.checkpoint import save_checkpoint, start_state
+from ptacl.training.device import fabric_from_config
 from ptacl.training.large_batch import peak_saved_bytes
-from ptacl.training.loop import (
-    evaluate,
-    fabric_from_config,
-    fit,
-    save_checkpoint,
-    start_state,
-    step_batches,
-    train_step,
-)
+from ptacl.training.loop import fit, step_batches, train_step
+from ptacl.training.watch import evaluate
 
 TINY = TrainConfig(
     accelerator="cpu",

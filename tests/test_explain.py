@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.data.batches import draw_batch, for_system, load_pairs
+from ptacl.data.batches import Batch, draw_batch, for_system, load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.evaluation.explain import (
@@ -24,9 +24,9 @@ from ptacl.evaluation.explain import (
     shuffled_weights,
 )
 from ptacl.models.ecg_vit import ECGEncoder
-from ptacl.models.ptacl import Batch, System
+from ptacl.models.system import System
 from ptacl.models.systems import SYSTEMS, build_system
-from ptacl.training.loop import fit_input_scaling
+from ptacl.training.checkpoint import fit_input_scaling
 
 QUICK = dict(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, workers=1, window_s=1.0)
 WITH_CMR = [name for name in SYSTEMS if name not in ("supervised", "random")]

@@ -10,19 +10,16 @@ import torch
 
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.data.batches import draw_batch, load_pairs
+from ptacl.data.batches import Batch, draw_batch, load_pairs
 from ptacl.data.cohort import read_cohort
-from ptacl.models.objective import objective
-from ptacl.models.ptacl import Batch, count_parameters, model_from_config
-from ptacl.training.loop import (
-    TrainState,
-    embed_pairs,
-    evaluate,
-    fabric_from_config,
-    fit_input_scaling,
-    optimizer_from_config,
-    train_step,
-)
+from ptacl.models.layers import count_parameters
+from ptacl.models.ptacl import model_from_config
+from ptacl.models.systems import objective
+from ptacl.training.checkpoint import TrainState, fit_input_scaling
+from ptacl.training.device import fabric_from_config
+from ptacl.training.loop import train_step
+from ptacl.training.optimiser import optimizer_from_config
+from ptacl.training.watch import embed_pairs, evaluate
 
 SMALL = TrainConfig(
     accelerator="cpu",

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ptacl.studies.experiment import run_notebook
+from ptacl.studies.launch import run_notebook
 
 # a second run by nbdev_test would only take its time
 BY_PAPERMILL = (

@@ -9,13 +9,14 @@ import papermill
 import pytest
 import yaml
 
-from ptacl.config import TrainConfig, field_meanings
+from ptacl.config import TrainConfig
 from ptacl.core import BadInput
+from ptacl.parameters import field_meanings
 from ptacl.phantom.cohort import SimulateConfig
 from ptacl.phantom.realism import ValidateConfig
 from ptacl.plots.explorer import ExploreConfig
 from ptacl.studies.comparison import CompareConfig, cells_of
-from ptacl.studies.experiment import run_notebook
+from ptacl.studies.launch import run_notebook
 from ptacl.studies.one_run import EvaluateConfig
 from ptacl.studies.speed import BenchmarkConfig
 from ptacl.training.pretraining import PretrainConfig

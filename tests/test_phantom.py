@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from ptacl.data.cine import read_cine
-from ptacl.data.ecg import read_ecg
+from ptacl.data.ecg_files import read_ecg
+from ptacl.phantom.body import PREVALENCE, participant_rng
 from ptacl.phantom.cohort import write_cohort
 from ptacl.phantom.ecg import simulate_ecg
 from ptacl.phantom.instruments import summary_features
-from ptacl.phantom.latents import PREVALENCE, draw_latents, participant_rng
+from ptacl.phantom.latents import draw_latents
 
 HEALTHY = dict.fromkeys(PREVALENCE, 0.0)
 SMALL = dict(n_frames=10, size_px=48)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from ptacl.config import TrainConfig, load_config
 from ptacl.core import BadInput, samples_dir
-from ptacl.data.cohort import split_of
+from ptacl.data.table import split_of
 from ptacl.models.cine import CineEncoder
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.saved import from_pretrained, start_encoders

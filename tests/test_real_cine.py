@@ -16,19 +16,9 @@ import pytest
 from scipy import ndimage
 
 from ptacl.core import BadInput
-from ptacl.data.cine import (
-    MIN_FRAMES,
-    cavity_area,
-    cavity_mask,
-    cine_from_array,
-    crop_heart,
-    find_ed_es,
-    find_heart,
-    mid_slice,
-    read_cine,
-    scale_intensity,
-    write_cine,
-)
+from ptacl.data.cavity import cavity_area, cavity_mask, find_ed_es
+from ptacl.data.cine import MIN_FRAMES, cine_from_array, mid_slice, read_cine, write_cine
+from ptacl.data.heart import crop_heart, find_heart, scale_intensity
 
 # base to apex, as MANIFEST.md says; the code has to find this order itself
 SHORT_AXIS = ("Se11", "Se1", "Se2", "Se3", "Se4", "Se5")

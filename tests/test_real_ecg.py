@@ -7,7 +7,8 @@ import pytest
 import wfdb
 
 from ptacl.data.beats import find_beats, find_ectopic, find_r_peaks, score_r_peaks
-from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, read_ecg, standardise_ecg
+from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, standardise_ecg
+from ptacl.data.ecg_files import read_ecg
 
 BEAT_SYMBOLS = set("NLRBAaJSVrFejnE/fQ?")
 

@@ -12,9 +12,14 @@ import pydicom
 import pytest
 
 from ptacl.core import BadInput
-from ptacl.data.cine import find_ed_es, mid_slice
-from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, quiet_pydicom, read_ecg
-from ptacl.data.ukbb import PHENOTYPES, list_dicom_series, read_dicom_cine
+from ptacl.data.cavity import find_ed_es
+from ptacl.data.cine import mid_slice
+from ptacl.data.cine_dicom import read_dicom_cine
+from ptacl.data.dicom_study import list_dicom_series
+from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv
+from ptacl.data.ecg_dicom import quiet_pydicom
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.phenotypes import PHENOTYPES
 
 # SeriesNumber of each folder
 NUMBERS = dict(

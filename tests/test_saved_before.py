@@ -13,7 +13,8 @@ from ptacl.core import sample_path, samples_dir, seed_everything
 from ptacl.data.batches import load_data
 from ptacl.models.saved import from_pretrained, start_encoders
 from ptacl.models.systems import build_system
-from ptacl.training.loop import embed_pairs, fit
+from ptacl.training.loop import fit
+from ptacl.training.watch import embed_pairs
 from ptacl.use import ECGEncoder
 
 SAVED = Path(__file__).parent / "saved"

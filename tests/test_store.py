@@ -23,15 +23,9 @@ from ptacl.config import TrainConfig
 from ptacl.core import BadInput, samples_dir, seed_everything
 from ptacl.data.batches import draw_batch, load_data, load_pairs, stored_pairs
 from ptacl.data.cohort import read_cohort
-from ptacl.data.store import (
-    MEASURES,
-    PrepareConfig,
-    open_store,
-    prepare_cohort,
-    prepare_participant,
-    settings_of,
-    store_fields,
-)
+from ptacl.data.participant import MEASURES, prepare_participant, settings_of, store_fields
+from ptacl.data.prepare import PrepareConfig, prepare_cohort
+from ptacl.data.store import open_store
 from ptacl.studies.speed import sparse_store
 
 CFG = PrepareConfig(n_frames=8, crop_px=32, workers=1, shard_size=10)

@@ -12,24 +12,19 @@ import yaml
 
 from ptacl.config import TrainConfig
 from ptacl.core import samples_dir, seed_everything
-from ptacl.data.batches import draw_batch, for_system, load_data, load_pairs
+from ptacl.data.batches import Batch, draw_batch, for_system, load_data, load_pairs
 from ptacl.data.cine import mid_slice, read_cine, write_cine
 from ptacl.data.cohort import read_cohort
 from ptacl.data.phase import CANONICAL_ES
-from ptacl.data.store import PrepareConfig, prepare_cohort
-from ptacl.models.objective import objective
-from ptacl.models.ptacl import Batch, count_parameters
+from ptacl.data.prepare import PrepareConfig, prepare_cohort
+from ptacl.models.layers import count_parameters
 from ptacl.models.saved import from_pretrained, save_pretrained
-from ptacl.models.systems import SYSTEMS, build_system
-from ptacl.training.loop import (
-    TrainState,
-    embed_pairs,
-    fabric_from_config,
-    fit,
-    fit_input_scaling,
-    optimizer_from_config,
-    train_step,
-)
+from ptacl.models.systems import SYSTEMS, build_system, objective
+from ptacl.training.checkpoint import TrainState, fit_input_scaling
+from ptacl.training.device import fabric_from_config
+from ptacl.training.loop import fit, train_step
+from ptacl.training.optimiser import optimizer_from_config
+from ptacl.training.watch import embed_pairs
 
 QUICK = dict(
     accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=2, batch_size=8, workers=1

@@ -10,27 +10,19 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ptacl.core import BadInput
-from ptacl.evaluation.probe import (
-    condition_probe,
-    fit_knn,
-    fit_ridge,
-    knn_probe,
-    label_efficiency,
-    predict_conditions,
-    predict_phenotypes,
-    ridge_probe,
-    score_classification,
-)
-from ptacl.evaluation.retrieval import (
+from ptacl.evaluation.conditions import condition_probe, predict_conditions, score_classification
+from ptacl.evaluation.labels import label_efficiency
+from ptacl.evaluation.probe import fit_knn, fit_ridge, knn_probe, predict_phenotypes, ridge_probe
+from ptacl.evaluation.search import search_gallery
+from ptacl.evaluation.significance import compare_methods, mean_statistics, paired_difference, with_holm
+from ptacl.evaluation.similar import (
     ALL,
     NDCG,
     PRECISION,
     phenotype_retrieval,
-    search_gallery,
     similar_by_participant,
     similar_participants,
 )
-from ptacl.evaluation.statistics import compare_methods, mean_statistics, paired_difference, with_holm
 
 UNITS = {"lvedv_ml": "mL", "lvef": "%", "lvm_g": "g"}
 

@@ -21,16 +21,13 @@ from pydicom.uid import JPEG2000
 from ptacl.core import BadInput, sample_path
 from ptacl.data.beats import find_r_peaks
 from ptacl.data.cine import mid_slice, read_cine, write_cine
-from ptacl.data.ecg import STANDARD_LEADS, ecg_from_dicom, einthoven_error_mv, quiet_pydicom, read_ecg
-from ptacl.data.ukbb import (
-    PHENOTYPES,
-    list_dicom_series,
-    pair_ukbb,
-    read_dicom_cine,
-    read_phenotypes,
-    read_ukbb_cine,
-    read_ukbb_ecg,
-)
+from ptacl.data.cine_dicom import read_dicom_cine
+from ptacl.data.dicom_study import list_dicom_series
+from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv
+from ptacl.data.ecg_dicom import ecg_from_dicom, quiet_pydicom
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.phenotypes import PHENOTYPES, read_phenotypes
+from ptacl.data.ukbb import pair_ukbb, read_ukbb_cine, read_ukbb_ecg
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ __all__ = [
     "Batch",
     "epoch_order",
     "draw_batch",
-    "StepBatches",
+    "evaluation_batches",
 ]
 
 # %% ../../nbs/data/90_batches.ipynb #b0a1d20e
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,24 +26,17 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
-from ptacl.data.cohort import MODALITIES, REPORT_COLUMNS, Cohort, read_cohort
-from ptacl.data.phase import plausible_es_ms
-from ptacl.data.store import (
-    Column,
-    Store,
-    find_twins,
-    is_store,
-    open_store,
-    prepare_participant,
-    settings_of,
-    store_in_memory,
-)
+from ptacl.data.cohort import Cohort, read_cohort
+from ptacl.data.participant import find_twins, prepare_participant, settings_of
+from ptacl.data.phase import END_SYSTOLE, canonical_phase, end_systole_phase
+from ptacl.data.store import Column, Store, open_store, store_in_memory
+from ptacl.data.store_files import is_store
+from ptacl.data.table import MODALITIES, REPORT_COLUMNS
 
 
 # %% ../../nbs/data/90_batches.ipynb #8439ae2f
@@ -59,10 +52,8 @@ class Pairs:
     cine_PFHW: np.ndarray | Column  # cines in [0, 1], (P, F, H, W)
     frame_phase_PF: np.ndarray | Column  # cardiac phase of each frame, (P, F)
     table: pd.DataFrame  # participants.tsv, the same rows
-    # cardiac phase of the end of systole, (P,); None = `CANONICAL_ES`
-    es_phase_P: np.ndarray | None = None
-    # stacks at end-diastole and end-systole in [0, 1], (P, 2, Z, H, W)
-    volume_PQZHW: np.ndarray | Column | None = None
+    es_phase_P: np.ndarray | None = None  # cardiac phase of the end of systole, (P,); None = `CANONICAL_ES`
+    volume_PQZHW: np.ndarray | Column | None = None  # stacks at ED and ES in [0, 1], (P, 2, Z, H, W)
     target_PY: np.ndarray | None = None  # phenotypes to learn, each in its unit, NaN = unknown, (P, Y)
     reads_cine: bool = True  # whether batches hold the cine; no = cines of no frames
 
@@ -77,20 +68,13 @@ class Pairs:
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
 
-        def part(x):
-            return x.take(rows) if isinstance(x, Column) else x[rows]
-
-        return replace(
-            self,
-            **{n: part(x) for n, x in self.arrays().items()},
-            table=self.table.iloc[rows].reset_index(drop=True),
-        )
+        taken = {n: x.take(rows) if isinstance(x, Column) else x[rows] for n, x in self.arrays().items()}
+        return replace(self, **taken, table=self.table.iloc[rows].reset_index(drop=True))
 
     def arrays(self) -> dict[str, np.ndarray | Column]:  # field -> array or column, those that there are
         "The recordings, without the table."
-        return {
-            f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), (np.ndarray, Column))
-        }
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {n: x for n, x in values.items() if isinstance(x, (np.ndarray, Column))}
 
     def split(
         self,
@@ -105,61 +89,57 @@ def stored_pairs(
     store: Store,  # from `open_store`, `prepare_cohort` or `store_in_memory`
 ) -> Pairs:  # its participants; nothing is read
     "The participants of a store."
-    names = ("signal_LT", "lead_ok_L", "phase_T", "is_valid_T", "n_samples", "cine_FHW", "frame_phase_F")
-    return Pairs(*(Column(store, n, store.rows) for n in names), store.table)
+    column_of = dict(
+        signal_PLT="signal_LT",
+        lead_ok_PL="lead_ok_L",
+        phase_PT="phase_T",
+        is_valid_PT="is_valid_T",
+        n_samples_P="n_samples",
+        cine_PFHW="cine_FHW",
+        frame_phase_PF="frame_phase_F",
+    )
+    columns = {field: Column(store, name, store.rows) for field, name in column_of.items()}
+    return Pairs(**columns, table=store.table)
 
 
 # %% ../../nbs/data/90_batches.ipynb #6adb8abf
 def for_system(
     pairs: Pairs,  # from `stored_pairs`
-    store: Store,  # where they come from
-    cfg: TrainConfig,  # uses system, n_slices, phase_map, targets
+    store: Store | None,  # where they come from; only the phases and stacks of ED and ES are read from it
+    cfg: TrainConfig,  # uses needs, n_slices, phase_map, targets
 ) -> Pairs:  # the same participants
     "Add what a configuration's system needs."
-    if cfg.system == "supervised":
-        return replace(
-            pairs,
-            target_PY=_target_columns(pairs.table, [n.strip() for n in cfg.targets.split(",") if n.strip()]),
-            reads_cine=False,
-        )
-    if cfg.system == "dual_phase" and cfg.n_slices > 1:
+    if "targets" in cfg.needs:
+        names = [n.strip() for n in cfg.targets.split(",") if n.strip()]
+        pairs = replace(pairs, target_PY=_target_columns(pairs.table, names))
+    if "stacks" in cfg.needs and cfg.n_slices > 1:
         return replace(pairs, volume_PQZHW=Column(store, "volume_QZHW", store.rows), reads_cine=False)
-    if cfg.system in ("mmcl", "dual_phase") and cfg.phase_map == "linear":
+    if "ed_es" in cfg.needs and canonical_phase(END_SYSTOLE, cfg.phase_map) is None:
         measured = store.quality()
-        return replace(
-            pairs,
-            es_phase_P=(plausible_es_ms(measured.es_ms, measured.rr_ms) / measured.rr_ms).to_numpy(
-                np.float32
-            ),
-        )
-    return pairs
+        es_phase_P = end_systole_phase(measured.es_ms.to_numpy(), measured.rr_ms.to_numpy(), cfg.phase_map)
+        pairs = replace(pairs, es_phase_P=es_phase_P.astype(np.float32))
+    return pairs if "cine" in cfg.needs else replace(pairs, reads_cine=False)
 
 
 def _target_columns(table: pd.DataFrame, names: list[str]) -> np.ndarray:
     "Columns of numbers, (P, Y)."
     for n in names:
         if n not in table:
-            raise BadInput(
-                "participants.tsv",
-                f"there is no column `{n}` to learn",
-                f"Name some of {', '.join(table.columns[table.dtypes != object])} as `targets`",
-            )
+            known = ", ".join(table.select_dtypes(exclude=object).columns)
+            problem = f"there is no column `{n}` to learn"
+            raise BadInput("participants.tsv", problem, f"Name some of {known} as `targets`")
         if not pd.api.types.is_numeric_dtype(table[n]) or not table[n].notna().any():
-            raise BadInput(
-                "participants.tsv", f"column `{n}` holds no numbers to learn", "Leave it out of `targets`"
-            )
+            problem = f"column `{n}` holds no numbers to learn"
+            raise BadInput("participants.tsv", problem, "Leave it out of `targets`")
     return table[names].to_numpy(np.float32)
 
 
 # %% ../../nbs/data/90_batches.ipynb #1594b9a3
 def load_pairs(
     cohort: Cohort,  # table and folder
-    # uses fs, mains_hz, window_s, n_frames, pixel_mm, crop_px, n_slices, phase_map, workers, system,
-    # targets
-    cfg: TrainConfig,
+    cfg: TrainConfig,  # uses the settings of preparation, workers, and what its system needs
     progress: bool = True,  # whether to show a bar
-    # recordings that a participant must have; the others are not read
-    wanted: Sequence[str] = MODALITIES,
+    wanted: Sequence[str] = MODALITIES,  # recordings that everybody must have; the others are not read
     # the prepared pairs, and the quality report: who was left out and why, and warnings
 ) -> tuple[Pairs, pd.DataFrame]:
     "Read and prepare every participant who has the wanted recordings."
@@ -169,8 +149,7 @@ def load_pairs(
         delayed(prepare_participant)(cohort.root, row, settings, wanted)
         for row in table[["participant_id", "ecg", "cine"]].to_dict("records")
     )
-    # starting workers takes longer than a few participants
-    n_jobs = max(1, cfg.workers) if len(table) > 32 else 1
+    n_jobs = max(1, cfg.workers) if len(table) > 32 else 1  # starting workers takes longer than a few people
     done = tqdm(
         Parallel(n_jobs=n_jobs, return_as="generator", idle_worker_timeout=2)(jobs),
         total=len(table),
@@ -178,36 +157,52 @@ def load_pairs(
         unit="participant",
         disable=not progress,
     )
-    rows = []
+    problems = []
     items = {}
     for i, (item, found) in enumerate(done):
-        rows += found
+        problems += found
         if item is not None:
             items[i] = item
-    if items:
-        kept = table.iloc[list(items)]
-        twins = find_twins(
-            kept.participant_id.tolist(),
-            np.stack([x["digest_D"] for x in items.values()]),
-            {m: kept[m].tolist() for m in MODALITIES},
-        )
-        twins = [r for r in twins if r["modality"] in wanted]
-        rows = rows + twins
-        bad = {r["participant_id"] for r in twins}
-        items = {i: x for i, x in items.items() if table.participant_id[i] not in bad}
-    report = pd.concat([cohort.report, pd.DataFrame(rows, columns=REPORT_COLUMNS)], ignore_index=True)
+    twins = _twins(table.iloc[list(items)], items, wanted)
+    bad = {r["participant_id"] for r in twins}
+    items = {i: x for i, x in items.items() if table.participant_id[i] not in bad}
+    report = pd.concat(
+        [cohort.report, pd.DataFrame(problems + twins, columns=REPORT_COLUMNS)], ignore_index=True
+    )
     if not items:
-        first = report[report.severity == "left out"].problem
-        raise BadInput(
-            cohort.root,
-            f"none of {len(cohort.table)} participants can be used {'as a pair' if len(wanted) > 1 else 'for their ' + wanted[0]}"
-            + (f"; the first: {first.iloc[0]}" if len(first) else ""),
-            f"Give participants with {'both an ECG and a cine' if len(wanted) > 1 else 'this recording'}; see the quality report",
-        )
+        raise _nobody(cohort, report, wanted)
     store = store_in_memory(cohort, table.iloc[list(items)], list(items.values()), settings)
-    return for_system(stored_pairs(store), store, cfg) if len(wanted) > 1 else replace(
-        stored_pairs(store), reads_cine="cine" in wanted
-    ), report
+    return _pairs_for(store, cfg, wanted), report
+
+
+def _twins(kept: pd.DataFrame, items: dict[int, dict], wanted: Sequence[str]) -> list[dict]:
+    "Rows of the report for those who have a recording of somebody else's."
+    if not items:
+        return []
+    digests = np.stack([x["digest_D"] for x in items.values()])
+    twins = find_twins(kept.participant_id.tolist(), digests, {m: kept[m].tolist() for m in MODALITIES})
+    return [r for r in twins if r["modality"] in wanted]
+
+
+def _nobody(cohort: Cohort, report: pd.DataFrame, wanted: Sequence[str]) -> BadInput:
+    "The error where no participant is left."
+    first = report[report.severity == "left out"].problem
+    use = "as a pair" if len(wanted) > 1 else f"for their {wanted[0]}"
+    needed = "both an ECG and a cine" if len(wanted) > 1 else "this recording"
+    problem = f"none of {len(cohort.table)} participants can be used {use}"
+    return BadInput(
+        cohort.root,
+        problem + (f"; the first: {first.iloc[0]}" if len(first) else ""),
+        f"Give participants with {needed}; see the quality report",
+    )
+
+
+def _pairs_for(store: Store, cfg: TrainConfig, wanted: Sequence[str]) -> Pairs:
+    "The participants of a store, for a system or with some recordings alone."
+    pairs = stored_pairs(store)
+    if len(wanted) > 1:
+        return for_system(pairs, store, cfg)
+    return replace(pairs, reads_cine="cine" in wanted)
 
 
 # %% ../../nbs/data/90_batches.ipynb #24abcde1
@@ -215,20 +210,13 @@ def load_data(
     folder: str | Path,  # a store, or a cohort's folder
     cfg: TrainConfig,  # what `load_pairs` uses
     progress: bool = True,  # whether to show a bar
-    # recordings that a participant must have (those of a store have both)
-    wanted: Sequence[str] = MODALITIES,
+    wanted: Sequence[str] = MODALITIES,  # recordings that everybody must have (those of a store have both)
     # the table, the participants who can be used, the quality report
 ) -> tuple[Cohort, Pairs, pd.DataFrame]:
     "Participants from a store or a cohort."
     if is_store(folder):
         store = open_store(folder, settings_of(cfg))
-        return (
-            store.cohort(),
-            for_system(stored_pairs(store), store, cfg)
-            if len(wanted) > 1
-            else replace(stored_pairs(store), reads_cine="cine" in wanted),
-            store.report,
-        )
+        return store.cohort(), _pairs_for(store, cfg, wanted), store.report
     cohort = read_cohort(folder)
     return cohort, *load_pairs(cohort, cfg, progress, wanted)
 
@@ -277,52 +265,39 @@ def draw_batch(
     pairs: Pairs,  # the cohort
     rows: np.ndarray,  # participants of the batch, (B,)
     n_window: int,  # samples of the ECG window
-    # source of windows, on the CPU; None = evaluation
-    generator: torch.Generator | BatchGenerator | None = None,
+    generator: torch.Generator | BatchGenerator | None = None,  # of windows, on the CPU; None = evaluation
     *,
     shuffle_phases: bool = False,  # control: permute the phases of each cine's frames
-) -> dict[str, torch.Tensor]:  # the fields of a model's `Batch`
+) -> dict[str, torch.Tensor]:  # the fields of a `Batch`
     "Cut windows and collect the tensors of a batch."
-    # 0 = cines alone
     rows = np.asarray(rows)
-    n_window = n_window if pairs.signal_PLT.shape[-1] else 0
-    start_B = window_starts(
-        torch.from_numpy(_gather(pairs.n_samples_P, rows).astype(np.int64)), n_window, generator
-    ).numpy()
-    cine_BFHW = (
-        _gather(pairs.cine_PFHW, rows)
-        if pairs.reads_cine
-        else np.zeros((len(rows), 0, *pairs.cine_PFHW.shape[2:]))
-    )
+    B = len(rows)
+    n_window = n_window if pairs.signal_PLT.shape[-1] else 0  # 0 = cines alone
+    n_samples_B = torch.from_numpy(_gather(pairs.n_samples_P, rows).astype(np.int64))
+    start_B = window_starts(n_samples_B, n_window, generator).numpy()
+    no_cine_BFHW = np.zeros((B, 0, *pairs.cine_PFHW.shape[2:]))
+    cine_BFHW = _gather(pairs.cine_PFHW, rows) if pairs.reads_cine else no_cine_BFHW
     phase_BF = _gather(pairs.frame_phase_PF, rows)
     F = phase_BF.shape[1]
     if generator is not None and shuffle_phases:
-        phase_BF = np.take_along_axis(
-            phase_BF,
-            draw_rows(lambda shape, g: torch.rand(shape, generator=g), phase_BF.shape, generator)
-            .argsort(1)
-            .numpy(),
-            axis=1,
-        )
-    out = dict(
+        phase_BF = np.take_along_axis(phase_BF, _random_order(phase_BF.shape, generator), axis=1)
+    batch = dict(
         signal_BLT=_gather(pairs.signal_PLT, rows, start_B, n_window),
         lead_ok_BL=_gather(pairs.lead_ok_PL, rows),
         phase_BT=_gather(pairs.phase_PT, rows, start_B, n_window),
         is_valid_BT=_gather(pairs.is_valid_PT, rows, start_B, n_window),
         cine_BFHW=cine_BFHW.astype(np.float32, copy=False),
         frame_phase_BF=phase_BF,
-        frame_time_BF=np.tile((np.arange(F) / F).astype(np.float32), (len(rows), 1)),
+        frame_time_BF=np.tile((np.arange(F) / F).astype(np.float32), (B, 1)),
     )
-    out |= {
-        name: _gather(x, rows)
-        for name, x in (
-            ("es_phase_B", pairs.es_phase_P),
-            ("volume_BQZHW", pairs.volume_PQZHW),
-            ("target_BY", pairs.target_PY),
-        )
-        if x is not None
-    }
-    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in out.items()}
+    some = dict(es_phase_B=pairs.es_phase_P, volume_BQZHW=pairs.volume_PQZHW, target_BY=pairs.target_PY)
+    batch |= {name: _gather(x, rows) for name, x in some.items() if x is not None}
+    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+
+
+def _random_order(shape: tuple[int, int], generator: torch.Generator | BatchGenerator) -> np.ndarray:
+    "A permutation for each row."
+    return draw_rows(lambda shape, g: torch.rand(shape, generator=g), shape, generator).argsort(1).numpy()
 
 
 def _gather(
@@ -331,45 +306,21 @@ def _gather(
     "Rows of an array or a column, or pieces of them."
     if isinstance(x, Column):
         return x.read(rows, start_B, n)
-    return (
-        x[rows]
-        if start_B is None
-        else np.stack([x[p, ..., a : a + n] for p, a in zip(rows, start_B, strict=True)])
-    )
+    if start_B is None:
+        return x[rows]
+    return np.stack([x[p, ..., a : a + n] for p, a in zip(rows, start_B, strict=True)])
 
 
 # %% ../../nbs/data/90_batches.ipynb #97e12ad1
-class StepBatches(Dataset):
-    "The batch of every step of a run, for `DataLoader(..., batch_size=None)`."
-
-    def __init__(
-        self,
-        pairs: Pairs,  # training participants, from a cohort or a store
-        *,
-        batch_size: int,  # pairs per step
-        n_window: int,  # samples of the ECG window
-        seed: int,  # of the run
-        n_steps: int,  # steps of the run
-    ) -> None:  # nothing
-        super().__init__()
-        self.pairs = pairs
-        self.batch_size = min(batch_size, len(pairs))
-        self.n_window = n_window
-        self.seed = seed
-        self.n_steps = n_steps
-
-    def __len__(self) -> int:  # steps
-        return self.n_steps
-
-    def __getitem__(
-        self,
-        step: int,  # from 0
-    ) -> dict[str, torch.Tensor]:  # the fields of a model's `Batch`
-        "Read the batch of a step."
-        if not 0 <= step < self.n_steps:
-            raise IndexError(f"step {step} of a run of {self.n_steps}")
-        epoch, k = divmod(step, len(self.pairs) // self.batch_size)
-        rows = epoch_order(len(self.pairs), self.batch_size, self.seed, epoch)[k]
-        return draw_batch(
-            self.pairs, rows, self.n_window, BatchGenerator(self.seed, step, 0, range(len(rows)))
-        )
+def evaluation_batches(
+    pairs: Pairs,  # participants
+    cfg: TrainConfig,  # uses batch_size, window_s, fs
+    device: torch.device | str = "cpu",  # where the model is
+    n_batches: int | None = None,  # only the first so many
+) -> Iterator[Batch]:  # of batch_size participants, the last with what is left
+    "The first windows of all participants, batch by batch."
+    n_window = round(cfg.window_s * cfg.fs)
+    starts = range(0, len(pairs), cfg.batch_size)
+    for start in starts[:n_batches]:
+        rows = np.arange(start, min(start + cfg.batch_size, len(pairs)))
+        yield Batch(**draw_batch(pairs, rows, n_window)).to(device)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ptacl.core import BadInput
 from ptacl.data.cine import read_cine
-from ptacl.data.ecg import read_ecg
+from ptacl.data.ecg_files import read_ecg
 from ptacl.data.table import (
     DEFAULT_SHARES,
     MISSING,

@@ -18,7 +18,8 @@ from ptacl.config import Preparation
 from ptacl.core import BadInput
 from ptacl.data.cine import read_cine
 from ptacl.data.cohort import find_recording
-from ptacl.data.ecg import STANDARD_LEADS, read_ecg
+from ptacl.data.ecg import STANDARD_LEADS
+from ptacl.data.ecg_files import read_ecg
 from ptacl.data.prepared import PreparedCine, PreparedECG, find_doubts, prepare_cine, prepare_ecg, to_steps
 from ptacl.data.table import MODALITIES, report_row
 from ptacl.data.ukbb import read_ukbb_cine

@@ -37,8 +37,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ptacl.core import BadInput
+from ptacl.data.batches import Batch
 from ptacl.models.layers import Attention
-from ptacl.models.ptacl import Batch, System
+from ptacl.models.system import System
 
 
 # %% ../../nbs/evaluation/40_explain.ipynb #6a9b1987

@@ -25,7 +25,8 @@ from scipy.signal import welch
 
 from ptacl.core import BadInput
 from ptacl.data.beats import find_ectopic, find_r_peaks
-from ptacl.data.ecg import ECG, STANDARD_LEADS, read_ecg, standardise_ecg
+from ptacl.data.ecg import ECG, STANDARD_LEADS, standardise_ecg
+from ptacl.data.ecg_files import read_ecg
 
 # %% ../../nbs/phantom/60_instruments.ipynb #9e26eb61
 _EIGHT = (0, 1, 6, 7, 8, 9, 10, 11)  # I, II, V1..V6: the other four follow from I and II

@@ -28,25 +28,25 @@ import pandas as pd
 from safetensors.numpy import save_file
 from sklearn.preprocessing import StandardScaler
 
-from ptacl.config import Parameters, TrainConfig, check_names, checked_type
+from ptacl.config import TrainConfig
 from ptacl.core import BadInput, samples_dir, seed_everything, write_atomic
 from ptacl.data.batches import Pairs, load_data
-from ptacl.data.store import (
-    PrepareConfig,
-    is_store,
-    open_store,
-    prepare_cohort,
-    read_source,
-    settings_of,
-)
-from ptacl.evaluation.probe import fit_ridge, predict_conditions, predict_phenotypes
-from ptacl.evaluation.retrieval import ALL, DISTANCE, ranks, similar_by_participant
-from ptacl.models.ptacl import count_parameters
+from ptacl.data.participant import settings_of
+from ptacl.data.prepare import PrepareConfig, prepare_cohort, read_source
+from ptacl.data.store import open_store
+from ptacl.data.store_files import is_store
+from ptacl.evaluation.conditions import predict_conditions
+from ptacl.evaluation.probe import fit_ridge, predict_phenotypes
+from ptacl.evaluation.retrieval import ranks
+from ptacl.evaluation.similar import ALL, DISTANCE, similar_by_participant
+from ptacl.models.layers import count_parameters
 from ptacl.models.saved import save_pretrained, start_encoders
 from ptacl.models.systems import build_system
+from ptacl.parameters import Parameters, check_names, checked_type
 from ptacl.studies.classical import demographic_features, ecg_feature_table, feature_filler
 from ptacl.studies.methods import Cell, comparison_cells, known_methods
-from ptacl.training.loop import embed_pairs, fit, fit_input_scaling
+from ptacl.training.checkpoint import fit_input_scaling
+from ptacl.training.loop import fit
 from ptacl.training.pretraining import (
     PretrainConfig,
     load_recordings,
@@ -55,6 +55,7 @@ from ptacl.training.pretraining import (
     save_pretraining,
 )
 from ptacl.training.run_folder import environment
+from ptacl.training.watch import embed_pairs
 
 
 # %% ../../nbs/studies/40_comparison.ipynb #4c229cff

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput, write_atomic
 from ptacl.data.batches import load_data
-from ptacl.data.store import settings_of
+from ptacl.data.participant import settings_of
 from ptacl.evaluation.labels import label_subsets
 from ptacl.evaluation.metrics import METRICS, metrics_of, rank_statistics
 from ptacl.evaluation.probe import fit_ridge, predict_phenotypes

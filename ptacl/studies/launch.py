@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ptacl.config import check_names
 from ptacl.core import BadInput, write_atomic
-from ptacl.training.distributed import this_process
-from ptacl.training.loop import TRAINING_FILE
+from ptacl.parameters import check_names
+from ptacl.training.distributed import TRAINING_FILE, this_process
 
 
 # %% ../../nbs/studies/10_launch.ipynb #ef904a94

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput
-from ptacl.data.store import PrepareConfig
+from ptacl.data.prepare import PrepareConfig
 from ptacl.models.systems import SYSTEMS
 from ptacl.training.pretraining import PretrainConfig
 

@@ -15,17 +15,19 @@ import pandas as pd
 import wfdb
 from sklearn.preprocessing import StandardScaler
 
-from ptacl.config import Parameters, TrainConfig, check_names
+from ptacl.config import TrainConfig
 from ptacl.core import BadInput, samples_dir, seed_everything
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.cohort import phenotype_columns
-from ptacl.evaluation.probe import predict_conditions
+from ptacl.evaluation.conditions import predict_conditions
 from ptacl.models.ecg_vit import ECGEncoder
-from ptacl.models.ptacl import Embeddings, System
 from ptacl.models.saved import from_pretrained
+from ptacl.models.system import Embeddings, System
 from ptacl.models.systems import build_system
-from ptacl.training.loop import embed_pairs, fit_input_scaling
-from ptacl.use.embed import find_ecgs
+from ptacl.parameters import Parameters, check_names
+from ptacl.training.checkpoint import fit_input_scaling
+from ptacl.training.watch import embed_pairs
+from ptacl.use.command import find_ecgs
 
 
 # %% ../../nbs/studies/50_one_run.ipynb #467f10a4

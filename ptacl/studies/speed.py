@@ -36,23 +36,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ptacl.config import Parameters, TrainConfig
+from ptacl.config import TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.augment import augment, augmentation_from_config, step_generator
 from ptacl.data.batches import Pairs, draw_batch, stored_pairs
 from ptacl.data.cohort import Cohort
+from ptacl.data.participant import prepare_participant, settings_of, store_fields
 from ptacl.data.prepared import from_steps
-from ptacl.data.store import (
-    Store,
-    open_store,
-    prepare_participant,
-    settings_of,
-    store_fields,
-    write_shard,
-    write_table,
-)
+from ptacl.data.store import Store, open_store
+from ptacl.data.store_files import write_shard, write_table
 from ptacl.models.encoders import PRESETS
 from ptacl.models.ptacl import model_from_config
+from ptacl.parameters import Parameters
 from ptacl.phantom.cohort import simulate_participant
 from ptacl.training.loop import fit
 

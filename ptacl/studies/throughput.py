@@ -37,12 +37,11 @@ from torch import Tensor
 from ptacl.config import TrainConfig, save_config
 from ptacl.core import BadInput
 from ptacl.data.batches import Pairs, load_data
-from ptacl.data.ecg import read_ecg
+from ptacl.data.ecg_files import read_ecg
 from ptacl.losses.contrast import info_nce
 from ptacl.models.ecg_vit import ECGEncoder
-from ptacl.models.objective import objective
-from ptacl.models.ptacl import ecg_encoder_from_config
-from ptacl.models.systems import build_system
+from ptacl.models.encoders import ecg_encoder_from_config
+from ptacl.models.systems import build_system, objective
 from ptacl.training.batches import StepBatch, TrainingBatches
 from ptacl.training.checkpoint import TrainState, start_state
 from ptacl.training.device import fabric_from_config

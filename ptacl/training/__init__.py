@@ -1,0 +1,1 @@
+"How a system is trained: batches, device, optimiser, checkpoint, loop, log; pre-training and fine-tuning."

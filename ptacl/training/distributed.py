@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = [
+    "TRAINING_FILE",
     "this_process",
     "check_processes",
     "own_rows",
     "any_process",
+    "collect_sigterm",
     "gather",
     "copy_from_first",
     "StartedDDP",
@@ -15,13 +17,19 @@ __all__ = [
 
 # %% ../../nbs/training/10_distributed.ipynb #6f2882be
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from lightning_fabric.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from ptacl.core import BadInput
-from ptacl.models.ptacl import Embeddings
+from ptacl.models.system import Embeddings
 
 
 # %% ../../nbs/training/10_distributed.ipynb #347004de
@@ -35,12 +43,14 @@ def check_processes(
     wanted: int,  # devices times nodes
 ) -> None:  # nothing; raises `BadInput` where another number of processes runs
     "Refuse another number of processes than was asked for."
-    there = this_process()[1]
-    if there != wanted:
+    started = this_process()[1]
+    if started != wanted:
+        command = f"torchrun --nproc_per_node {wanted} -m ptacl.studies.launch nbs/train.ipynb out.ipynb"
+        running = f"{started} processes run" if started > 1 else "1 process runs"
         raise BadInput(
             "parameters",
-            f"`devices` times `nodes` is {wanted}, but {there} process{'es run' if there > 1 else ' runs'}",
-            f"Start with `torchrun --nproc_per_node {wanted} -m ptacl.studies.launch nbs/train.ipynb out.ipynb -p devices {wanted}`, or give the number that torchrun starts",
+            f"`devices` times `nodes` is {wanted}, but {running}",
+            f"Start with `{command} -p devices {wanted}`, or give the number that torchrun starts",
         )
 
 
@@ -69,6 +79,31 @@ def any_process(
     return count.item() > 0
 
 
+# %% ../../nbs/training/10_distributed.ipynb #2c3595ea
+@contextmanager
+def collect_sigterm(
+    wanted: bool = True,  # False = do nothing
+) -> Iterator[list[int]]:  # fills with the signals that came
+    "Take note of SIGTERM instead of dying of it, while the block runs."
+    caught: list[int] = []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+    file = os.environ.get(TRAINING_FILE)
+    if file:
+        Path(file).write_text(str(os.getpid()))
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if file:
+            Path(file).unlink(missing_ok=True)
+
+
+TRAINING_FILE = "PTACL_TRAINING_FILE"  # names the file where this process leaves its id
+
+
 # %% ../../nbs/training/10_distributed.ipynb #802559c6
 def gather(
     out: Embeddings,  # of this process's rows
@@ -82,15 +117,18 @@ def gather(
     sizes = [int(n) for n in sizes]
     fields = list(out)
     for is_float in (True, False):
-        at = [k for k, x in enumerate(out) if x.ndim and len(x) == B and x.is_floating_point() == is_float]
-        if not at:
+        # one exchange for all fields of a kind; empty fields (not asked for) stay as they are
+        places = [
+            k for k, x in enumerate(out) if x.ndim and len(x) == B and x.is_floating_point() == is_float
+        ]
+        if not places:
             continue
-        joined_BX = torch.cat(
-            [(x if is_float else x.long()).reshape(B, x[0].numel()) for x in (out[k] for k in at)], dim=1
-        )
-        parts = _Gather.apply(joined_BX, sizes).split([out[k][0].numel() for k in at], dim=1)
-        for k, part in zip(at, parts, strict=True):
-            fields[k] = part.reshape(len(part), *out[k].shape[1:]).to(out[k].dtype)
+        widths = [out[k][0].numel() for k in places]
+        flat = [out[k].reshape(B, n) for k, n in zip(places, widths, strict=True)]
+        joined_BX = torch.cat(flat if is_float else [x.long() for x in flat], dim=1)
+        gathered = _Gather.apply(joined_BX, sizes).split(widths, dim=1)
+        for k, x in zip(places, gathered, strict=True):
+            fields[k] = x.reshape(len(x), *out[k].shape[1:]).to(out[k].dtype)
     return type(out)(*fields)
 
 
@@ -132,3 +170,11 @@ class StartedDDP(DDPStrategy):
     def launcher(self) -> None:  # nothing: there is nothing to launch
         "What starts the processes."
         return None
+
+    def setup_module(
+        self,
+        module: torch.nn.Module,  # may have `has_unused_parameters`
+    ) -> DistributedDataParallel:  # the module, whose gradients are averaged over the processes
+        "Wrap a model."
+        self._ddp_kwargs["find_unused_parameters"] = getattr(module, "has_unused_parameters", False)
+        return super().setup_module(module)

@@ -14,14 +14,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ptacl.data.batches import Batch
 from ptacl.models.layers import Block
-from ptacl.models.ptacl import Batch, Embeddings
+from ptacl.models.system import Embeddings
 
 
 # %% ../../nbs/training/20_large_batch.ipynb #41861ac7
 def take_rows(
-    # B rows; a field of another length (empty: not asked for) stays as it is
-    fields: Batch | Embeddings,
+    fields: Batch | Embeddings,  # B rows; a field of another length (empty: not asked for) stays as it is
     rows: slice,  # which of them
 ) -> Batch | Embeddings:  # the same fields, those rows
     "Some rows of every field."
@@ -32,8 +32,7 @@ def take_rows(
 # %% ../../nbs/training/20_large_batch.ipynb #9d4b1b96
 def cached_forward(
     model: torch.nn.Module,  # set up by Fabric; has `temperature`
-    # make the micro-batches, the same ones each time, on the device
-    parts: Sequence[Callable[[], Batch]],
+    parts: Sequence[Callable[[], Batch]],  # make the micro-batches, the same ones each time, on the device
     fabric: Fabric,  # device, precision, processes
     # embeddings of all, temperature, and what carries their gradients to the weights
 ) -> tuple[Embeddings, Tensor, Callable[[], None]]:
@@ -53,14 +52,12 @@ def cached_forward(
             if len(x) == B:
                 place[filled : filled + B] = x
         sizes.append(B)
+    rows = [place[: sum(sizes)] for place in places]
     out = type(out)(
-        *(
-            x.requires_grad_() if x.is_floating_point() and len(x) == sum(sizes) else x
-            for x in (place[: sum(sizes)] for place in places)
-        )
+        *(x.requires_grad_() if x.is_floating_point() and len(x) == sum(sizes) else x for x in rows)
     )
     temperature = model.temperature.detach().requires_grad_(model.temperature.requires_grad)
-    del places, place, x
+    del places, rows, place, x
 
     def finish() -> None:
         "Go through every micro-batch again, with the gradient of its embeddings."
@@ -73,11 +70,8 @@ def cached_forward(
             last = k == len(parts) - 1
             with fabric.no_backward_sync(model, enabled=not last):
                 again = model(part())
-                pull = sum(
-                    (x * g[rows]).sum()
-                    for x, g in zip(again, grads, strict=True)
-                    if g is not None and x.requires_grad
-                )
+                pairs = zip(again, grads, strict=True)
+                pull = sum((x * g[rows]).sum() for x, g in pairs if g is not None and x.requires_grad)
                 if last and temperature.grad is not None:
                     pull = pull + model.temperature * temperature.grad
                 fabric.backward(pull)

@@ -28,7 +28,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ptacl.core import BadInput
-from ptacl.data.ecg import ECG, ecg_from_array, read_ecg, standardise_ecg
+from ptacl.data.ecg import ECG, ecg_from_array, standardise_ecg
+from ptacl.data.ecg_files import read_ecg
 from ptacl.data.prepared import from_steps, to_steps
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.layers import ProjectionHead

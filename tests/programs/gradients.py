@@ -8,10 +8,13 @@ import torch
 from lightning_fabric import Fabric
 
 from ptacl.config import TrainConfig
-from ptacl.models.ptacl import Batch, model_from_config
+from ptacl.data.batches import Batch
+from ptacl.models.ptacl import model_from_config
+from ptacl.training.checkpoint import TrainState
 from ptacl.training.distributed import StartedDDP, own_rows, this_process
 from ptacl.training.large_batch import take_rows
-from ptacl.training.loop import TrainState, optimizer_from_config, train_step
+from ptacl.training.loop import train_step
+from ptacl.training.optimiser import optimizer_from_config
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)  # Fabric gives outputs this type

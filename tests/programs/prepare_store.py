@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ptacl.core import samples_dir
 from ptacl.data.cohort import read_cohort
-from ptacl.data.store import PrepareConfig, prepare_cohort
+from ptacl.data.prepare import PrepareConfig, prepare_cohort
 
 whole = read_cohort(samples_dir())
 print("ready", flush=True)

@@ -16,12 +16,15 @@ from ptacl.core import samples_dir, seed_everything
 from ptacl.data.batches import load_data
 from ptacl.data.cohort import phenotype_columns
 from ptacl.evaluation.probe import ridge_probe
-from ptacl.evaluation.retrieval import phenotype_retrieval, retrieval_metrics
+from ptacl.evaluation.retrieval import retrieval_metrics
+from ptacl.evaluation.similar import phenotype_retrieval
 from ptacl.models.saved import start_encoders
 from ptacl.models.systems import build_system
 from ptacl.phantom.cohort import write_cohort
-from ptacl.training.loop import embed_pairs, fit, fit_input_scaling
+from ptacl.training.checkpoint import fit_input_scaling
+from ptacl.training.loop import fit
 from ptacl.training.pretraining import PretrainConfig, load_recordings, masked_model_from_config, pretrain
+from ptacl.training.watch import embed_pairs
 
 TARGETS = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"
 SYSTEMS = dict(
