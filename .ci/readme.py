@@ -1,8 +1,9 @@
 """README.md from nbs/index.ipynb: `python .ci/readme.py` writes it, `--check` fails where it differs.
 
-nbdev's own nbdev_readme needs Quarto. This does what a README needs of it: cells with `#| hide` (or `#| include: false`) are
-dropped, `#| echo: false` drops the input, `#| output: false` the output, the other directives vanish; pictures in outputs become
-files in nbs/images; links relative to nbs/ become relative to the README.
+nbdev's own nbdev_readme needs Quarto. This does what a README needs of it: cells with `#| hide` (or
+`#| include: false`) are dropped, `#| echo: false` drops the input, `#| output: false` the output, the other
+directives vanish; pictures in outputs become files in nbs/images; links relative to nbs/ become relative to
+the README.
 """
 
 import argparse

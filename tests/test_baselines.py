@@ -12,7 +12,7 @@ from ptacl.data.beats import find_beats
 from ptacl.data.ecg import resample_ecg, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
 from ptacl.evaluation.probe import ridge_probe
-from ptacl.models.systems import SYSTEMS
+from ptacl.models.systems import SETTINGS
 from ptacl.phantom.body import PREVALENCE, participant_rng
 from ptacl.phantom.ecg import simulate_ecg
 from ptacl.phantom.latents import draw_latents, repolarisation_ms
@@ -190,7 +190,7 @@ def test_real_recordings_have_plausible_features(real_data):
 
 def test_cells_agree_with_the_files_and_with_each_other(repo):
     "Methods that have a parameter file are what it says; one recipe for all; every key once."
-    for name, params in SYSTEMS.items():
+    for name, params in SETTINGS.items():
         assert (
             METHODS[name].params
             == yaml.safe_load((repo / "nbs" / "systems" / f"{name}.yaml").read_text())

@@ -25,16 +25,16 @@ from ptacl.evaluation.explain import (
 )
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.system import System
-from ptacl.models.systems import SYSTEMS, build_system
+from ptacl.models.systems import SETTINGS, build_system
 from ptacl.training.checkpoint import fit_input_scaling
 
 QUICK = dict(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, workers=1, window_s=1.0)
-WITH_CMR = [name for name in SYSTEMS if name not in ("supervised", "random")]
+WITH_CMR = [name for name in SETTINGS if name not in ("supervised", "random")]
 
 
 def config(name: str) -> TrainConfig:
     "A system at its smallest."
-    return TrainConfig(**SYSTEMS[name] | QUICK)
+    return TrainConfig(**SETTINGS[name] | QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_every_system_is_explained(prepared, name):
 
 
 def test_a_system_without_cmr_says_so(prepared):
-    cfg = TrainConfig(**SYSTEMS["supervised"] | QUICK)
+    cfg = TrainConfig(**SETTINGS["supervised"] | QUICK)
     _, batch = system_and_batch("ptacl", prepared)
     with pytest.raises(ValueError, match="no shared embedding"):
         gradient_times_input(build_system(cfg), batch)

@@ -11,6 +11,7 @@ import yaml
 
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput
+from ptacl.data.prepare import PrepareConfig
 from ptacl.parameters import field_meanings
 from ptacl.phantom.cohort import SimulateConfig
 from ptacl.phantom.realism import ValidateConfig
@@ -22,6 +23,7 @@ from ptacl.studies.speed import BenchmarkConfig
 from ptacl.training.pretraining import PretrainConfig
 
 EXPERIMENTS = dict(
+    prepare=PrepareConfig,
     train=TrainConfig,
     pretrain=PretrainConfig,
     simulate=SimulateConfig,

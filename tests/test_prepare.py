@@ -365,7 +365,7 @@ def state(folder: Path) -> dict[str, tuple]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Prepared:
     "Build, spoil, prepare."
-    import ptacl.data.store
+    import ptacl.data.participant
 
     top = tmp_path_factory.mktemp("spoiled")
     folder = top / "cohort"
@@ -407,7 +407,7 @@ def prepared(tmp_path_factory) -> Prepared:
     cohort = read_source(folder)
     out = top / "store"
     settings = settings_of(CFG)
-    prepared_by = json.dumps([ptacl.data.store.PREPARATION, settings], sort_keys=True)
+    prepared_by = json.dumps([ptacl.data.participant.PREPARATION, settings], sort_keys=True)
     parts = out / f"parts-{hashlib.sha256(prepared_by.encode()).hexdigest()[:8]}"
     full = hashlib.sha256(
         json.dumps(
@@ -418,7 +418,7 @@ def prepared(tmp_path_factory) -> Prepared:
     (parts / f".{full}.npz").symlink_to("/dev/full")  # writing there fails as on a full disk
     gone = folder / "cine" / f"{faults['vanishes midway']}.nii.gz"
     kept = gone.read_bytes()
-    found = ptacl.data.store.find_recording
+    found = ptacl.data.participant.find_recording
 
     def find_and_lose(root, cell, modality):
         "A file that is there when it is looked for and gone when it is opened."
@@ -429,7 +429,7 @@ def prepared(tmp_path_factory) -> Prepared:
 
     before = state(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ptacl.data.store, "find_recording", find_and_lose)
+        patch.setattr(ptacl.data.participant, "find_recording", find_and_lose)
         store = prepare_cohort(cohort, out, CFG, progress=False)
     after = state(folder)
     after[gone.relative_to(folder).as_posix()] = (

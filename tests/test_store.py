@@ -168,7 +168,7 @@ def test_disk_full_while_a_shard_is_written(store, cohort, tmp_path):
     with pytest.raises(BadInput, match="was not finished"):
         open_store(tmp_path / "store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ptacl.data.store.prepare_participant", lambda *a: pytest.fail("prepared twice"))
+        patch.setattr("ptacl.data.prepare.prepare_participant", lambda *a: pytest.fail("prepared twice"))
         prepare_cohort(cohort, tmp_path / "store", CFG, progress=False)
     assert files(tmp_path / "store") == files(store.root)
 
@@ -194,7 +194,7 @@ def test_disk_that_stays_full(cohort, tmp_path, monkeypatch):
             [],
         )
 
-    monkeypatch.setattr("ptacl.data.store.prepare_participant", different)
+    monkeypatch.setattr("ptacl.data.prepare.prepare_participant", different)
 
     def full_from(first, last):
         def savez(f, **arrays):

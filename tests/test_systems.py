@@ -19,7 +19,7 @@ from ptacl.data.phase import CANONICAL_ES
 from ptacl.data.prepare import PrepareConfig, prepare_cohort
 from ptacl.models.layers import count_parameters
 from ptacl.models.saved import from_pretrained, save_pretrained
-from ptacl.models.systems import SYSTEMS, build_system, objective
+from ptacl.models.systems import SETTINGS, build_system, objective
 from ptacl.training.checkpoint import TrainState, fit_input_scaling
 from ptacl.training.device import fabric_from_config
 from ptacl.training.loop import fit, train_step
@@ -29,12 +29,12 @@ from ptacl.training.watch import embed_pairs
 QUICK = dict(
     accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, epochs=2, batch_size=8, workers=1
 )
-TRAINED = [name for name in SYSTEMS if name != "random"]
+TRAINED = [name for name in SETTINGS if name != "random"]
 
 
 def config(name: str, **changed) -> TrainConfig:
     "A system at its smallest."
-    return TrainConfig(**SYSTEMS[name] | QUICK | changed)
+    return TrainConfig(**SETTINGS[name] | QUICK | changed)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def prepared() -> dict:
     "24 sample participants as each system gets them."
     cohort = read_cohort(samples_dir())
     pairs = load_pairs(replace(cohort, table=cohort.table.head(24)), config("ptacl"), progress=False)[0]
-    return {name: for_system(pairs, pairs.cine_PFHW.store, config(name)) for name in SYSTEMS}
+    return {name: for_system(pairs, pairs.cine_PFHW.store, config(name)) for name in SETTINGS}
 
 
 def fitted(cfg, pairs, **how):
@@ -53,15 +53,15 @@ def fitted(cfg, pairs, **how):
     )
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_parameter_file(repo, name):
-    """Every parameter exists, has the right type and contradicts nothing; the file is what SYSTEMS says, and
+    """Every parameter exists, has the right type and contradicts nothing; the file is what SETTINGS says, and
     all files are there.
     """
     given = yaml.safe_load((repo / "nbs" / "systems" / f"{name}.yaml").read_text())
-    assert given == SYSTEMS[name]
+    assert given == SETTINGS[name]
     assert TrainConfig.from_params(given) == TrainConfig(**given)
-    assert sorted(p.stem for p in (repo / "nbs" / "systems").glob("*.yaml")) == sorted(SYSTEMS)
+    assert sorted(p.stem for p in (repo / "nbs" / "systems").glob("*.yaml")) == sorted(SETTINGS)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -108,7 +108,7 @@ def test_random_takes_no_step(prepared):
     assert [row for row in state.log if np.isfinite(row.get("val_loss_global", np.nan))]
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_weight_gets_a_gradient(prepared, name):
     "None is idle (several processes would wait for it), and the objective is a scalar."
     cfg = config(name)
@@ -131,7 +131,7 @@ def test_every_weight_gets_a_gradient(prepared, name):
     assert [n for n, p in model.named_parameters() if n.endswith(last) and not p.grad.abs().sum() > 0] == []
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_weights_come_back(prepared, name, tmp_path):
     cfg = config(name)
     pairs = prepared[name]
@@ -147,7 +147,7 @@ def test_weights_come_back(prepared, name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_participants_do_not_touch_each_other(prepared, name):
     "A participant's embedding is the same alone and in company: no batch statistics."
     cfg = config(name)
@@ -220,17 +220,17 @@ def test_unknown_phenotypes_are_left_out(prepared):
     assert torch.allclose((predicted - model.target_mean_Y) / model.target_sd_Y, full.predicted_BY, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
 def test_every_preset_builds(name, preset):
     with torch.device("meta"):
-        model = build_system(TrainConfig(**SYSTEMS[name], preset=preset))
+        model = build_system(TrainConfig(**SETTINGS[name], preset=preset))
     assert count_parameters(model) > 0 and all(p.is_meta for p in model.parameters())
 
 
 def test_local_loss_adds_no_weight():
     with torch.device("meta"):
-        both = [build_system(TrainConfig(**SYSTEMS[name])) for name in ("ptacl", "global_only")]
+        both = [build_system(TrainConfig(**SETTINGS[name])) for name in ("ptacl", "global_only")]
     assert len({count_parameters(m) for m in both}) == 1
 
 

@@ -294,7 +294,7 @@ def short_axis(
 ) -> CineStudy:
     "A sample's slice, darker from slice to slice, as a stack."
     study = CineStudy()
-    for k, (name, depth, r) in enumerate(zip(names, depths, rr, strict=True)):
+    for k, (name, depth, r) in enumerate(zip(names, depths, rr, strict=False)):
         study.slice(
             name, cine.frames_FZHW[:, 0] * (1 - 0.1 * k), depth, r, cine.spacing_mm[1:], thickness=6.0
         )

@@ -1,1 +1,1 @@
-"What is read and how it is prepared: ECG and cine files, beats, phase, cohorts, stores, augmentation, batches."
+"From files to batches: ECG and cine readers, beats, phase, cohorts, stores, augmentation."

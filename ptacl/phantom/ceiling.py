@@ -7,7 +7,6 @@ __all__ = [
     "PHENOTYPES_SEEN",
     "ecg_latent_table",
     "information_ceiling",
-    "share_of_ceiling",
     "cine_latent_table",
     "matching_ceiling",
 ]
@@ -131,18 +130,6 @@ def information_ceiling(
         low, high = _bootstrap_r2(z_NP[:, k], predicted[best], rng, n_bootstrap)
         rows.append((name, r2[best], low, high, best, n))
     return pd.DataFrame(rows, columns=["phenotype", "r2", "low", "high", "method", "n"])
-
-
-# %% ../../nbs/phantom/50_ceiling.ipynb #04bfeba6
-def share_of_ceiling(
-    r2: float | pd.Series,  # of a method, on held-out participants of the phantom
-    ceiling: float | pd.Series,  # of `information_ceiling`, > 0
-) -> float | pd.Series:  # share of the possible, 1 = a perfect reader; negative = worse than the mean
-    "R2 as a share of the possible."
-    if not np.all(np.asarray(ceiling) > 0):
-        nothing = "is not above 0: the ECG holds nothing to share"
-        raise BadInput("ceiling", nothing, "Leave that phenotype out.")
-    return r2 / ceiling
 
 
 # %% ../../nbs/phantom/50_ceiling.ipynb #71494a1e

@@ -24,7 +24,7 @@ import pandas as pd
 from scipy.signal import welch
 
 from ptacl.core import BadInput
-from ptacl.data.beats import find_ectopic, find_r_peaks
+from ptacl.data.beats import cut_beats, find_ectopic, find_r_peaks
 from ptacl.data.ecg import ECG, STANDARD_LEADS, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
 
@@ -40,12 +40,11 @@ def _aligned_beats(ecg: ECG, before_s: float, after_s: float) -> tuple[np.ndarra
     ectopic = find_ectopic(clean.signal_LT, clean.lead_ok_L, _RATE, r)
     a = int(before_s * _RATE)
     b = int(after_s * _RATE)
-    n = clean.signal_LT.shape[1]
-    keep = [k for k, e in zip(r, ectopic, strict=True) if not e and a <= k <= n - b]
-    if len(keep) < 3:
-        few = f"{len(keep)} whole beats of one kind"
+    beat_KLW = cut_beats(clean.signal_LT, r[~ectopic], a, b)
+    if len(beat_KLW) < 3:
+        few = f"{len(beat_KLW)} whole beats of one kind"
         raise BadInput(ecg.source, few, "Give a longer or cleaner recording.")
-    return np.stack([clean.signal_LT[:, k - a : k + b] for k in keep]).astype(float), r
+    return beat_KLW.astype(float), r
 
 
 # %% ../../nbs/phantom/60_instruments.ipynb #c05d01fc

@@ -28,7 +28,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from ptacl.core import BadInput
 from ptacl.data.batches import Pairs
-from ptacl.data.beats import Beats, find_beats, find_ectopic
+from ptacl.data.beats import Beats, cut_beats, find_beats, find_ectopic
 from ptacl.data.ecg import ECG, STANDARD_LEADS
 
 # %% ../../nbs/studies/20_classical.ipynb #e4bf2dac
@@ -133,17 +133,12 @@ def median_beat(
     rr = np.diff(r)[beats.is_usable_K[:-1]] if beats.is_usable_K.any() else np.diff(r)
     before = round(min(0.36 * fs, 0.42 * np.median(rr)))
     after = round(min(0.6 * fs, 0.75 * np.median(rr)))
-    keep = [
-        k
-        for k, e in zip(r, is_ectopic_K, strict=True)
-        if not e and k >= before and k + after <= x_LT.shape[1]
-    ]
-    if len(keep) < 2 or before < 0.12 * fs:
+    beat_KLT = cut_beats(x_LT, r[~is_ectopic_K], before, after)
+    if len(beat_KLT) < 2 or before < 0.12 * fs:
         return None
-    beat_KLT = np.stack([x_LT[:, k - before : k + after] for k in keep])
     beat_LT = np.median(beat_KLT, axis=0)
     qrs_on, qrs_off = _qrs_bounds(beat_LT, before, fs)
-    spread_L = 1.4826 * np.median(np.abs(beat_KLT - beat_LT), axis=(0, 2)) / np.sqrt(len(keep))
+    spread_L = 1.4826 * np.median(np.abs(beat_KLT - beat_LT), axis=(0, 2)) / np.sqrt(len(beat_KLT))
     p_on = _p_onset(beat_LT, spread_L, qrs_on, fs)
     wait = (beats.t_ends - r)[np.isfinite(beats.t_ends)]
     zero_stop = round(qrs_on) if np.isfinite(qrs_on) else before - round(0.06 * fs)
@@ -159,7 +154,7 @@ def median_beat(
         qrs_off=qrs_off,
         t_end=before + float(np.median(wait)) if len(wait) else np.nan,
         rr_ms=float(np.median(rr)) * 1000 / fs,
-        n_beats=len(keep),
+        n_beats=len(beat_KLT),
     )
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ptacl.core import BadInput, write_atomic
+from ptacl.data.ecg_files import recording_suffixes
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.use.embed import Source, embed, left_out, shared_head
 
@@ -82,13 +83,15 @@ def find_ecgs(
     "The ECG files of a folder or a list."
     where = Path(where)
     if where.is_dir():
+        suffixes = recording_suffixes()
         files = sorted(
             p
             for p in where.rglob("*")
-            if p.suffix.lower() in (".hea", ".xml", ".dcm") and p.is_file() and not p.name.startswith(".")
+            if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".")
         )
         if not files:
-            raise BadInput(where, "holds no .hea, .xml or .dcm file", "Give the folder in which the ECGs lie")
+            kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+            raise BadInput(where, f"holds no {kinds} file", "Give the folder in which the ECGs lie")
         return {p.relative_to(where).as_posix(): p for p in files}
     if where.suffix != ".txt":
         return {where.name: where}

@@ -63,13 +63,14 @@ class JSONLines:
     "One line of JSON for each row of the log."
 
     def __init__(self, folder: Path, cfg: TrainConfig) -> None:
-        self.file = open(folder / "log.jsonl", "a", encoding="utf-8")
+        self.rows = []
+        self.path = folder / "log.jsonl"
 
     def write(self, row: dict[str, float]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.rows.append(json.dumps(row) + "\n")
 
     def close(self) -> None:
-        self.file.close()
+        self.path.write_text("".join(self.rows), encoding="utf-8")
 
 
 LOG_SINKS["jsonl"] = LogSink(JSONLines)
