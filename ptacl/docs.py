@@ -34,7 +34,7 @@ from urllib.parse import unquote
 
 import ptacl
 from ptacl.core import BadInput
-from ptacl.pages import Site, page_of, page_text, plain_text, prose, read_cells
+from ptacl.pages import Site, page_of, page_text, plain_text, prose, read_notebook_cells
 from ptacl.reference import symbols_of
 
 
@@ -162,7 +162,7 @@ def write_sources(
     known = {}
     lists = ["# All symbols\n\n> What the modules export, one line each."]
     for n in notebooks:
-        cells = read_cells(root / "nbs" / n)
+        cells = read_notebook_cells(root / "nbs" / n)
         module = next((f"ptacl.{d['default_exp']}" for _, _, d in cells if "default_exp" in d), "")
         found = [s for _, text, d in cells if "export" in d for s in symbols_of(text)]
         if not found:

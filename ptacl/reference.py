@@ -102,11 +102,11 @@ def symbols_of(
             found.append(_class(n, comments))
         elif isinstance(n, (ast.Assign, ast.AnnAssign)):
             meaning = _meaning(comments, n.lineno, n.lineno)
-            found += [Symbol(name, "data", "", meaning, ()) for name in _assigned(n)]
+            found += [Symbol(name, "data", "", meaning, ()) for name in _targets_of(n)]
     return [s for s in found if not any(part.startswith("_") for part in s.name.split("."))]
 
 
-def _assigned(n: ast.Assign | ast.AnnAssign) -> list[str]:
+def _targets_of(n: ast.Assign | ast.AnnAssign) -> list[str]:
     "Names that a statement gives a value."
     targets = n.targets if isinstance(n, ast.Assign) else [n.target]
     names = [t for target in targets for t in ast.walk(target) if isinstance(t, ast.Name)]

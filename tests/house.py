@@ -330,7 +330,7 @@ def modules_imported(nb: Notebook, cell: Cell, known: dict[str, int]) -> Iterato
     "Modules of the project that a cell imports, or `` with what cannot be resolved."
     for module, names in imports_of(cell.tree):
         package, _, inner = module.partition(".")
-        if package != "ptacl":
+        if package != "ptacl" or not (inner or names):
             continue
         if inner in known:
             yield inner, ""

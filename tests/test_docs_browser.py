@@ -22,8 +22,8 @@ PAGES = (
     "tutorials/read_a_real_study",
     "results/phantom_comparison",
     "train",
-    "loss_global",
-    "plot",
+    "losses/contrast",
+    "plots/paper",
     "symbols",
 )
 
@@ -96,7 +96,7 @@ def test_search_finds_the_entry(driver, site):
     box.send_keys("info_nce")
     box.submit()
     hits = wait(driver, "Array.from(document.querySelectorAll('#search-results li a')).map(a => a.href)")
-    assert hits[0].split("?")[0].split("#")[0].endswith("loss_global.html") and any(
+    assert hits[0].split("?")[0].split("#")[0].endswith("losses/contrast.html") and any(
         h.endswith("#ptacl.losses.contrast.info_nce") for h in hits
     ), hits[:5]
     driver.get(next(h for h in hits if h.endswith("#ptacl.losses.contrast.info_nce")))

@@ -23,10 +23,11 @@ from ptacl.data.batches import load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.losses.contrast import info_nce
 from ptacl.models.ptacl import model_from_config
+from ptacl.training.batches import TrainingBatches
 from ptacl.training.checkpoint import save_checkpoint, start_state
 from ptacl.training.device import fabric_from_config
 from ptacl.training.large_batch import peak_saved_bytes
-from ptacl.training.loop import fit, step_batches, train_step
+from ptacl.training.loop import fit, train_step
 from ptacl.training.watch import evaluate
 
 TINY = TrainConfig(
@@ -225,10 +226,9 @@ def test_nan_recording_stops_with_its_name(pairs, tmp_path):
     bad = replace(pairs, signal_PLT=signals)
     culprit = pairs.table.participant_id[3]
     clean = state_of(TINY, pairs)  # input constants from clean recordings, as a store has them
-    rows = step_batches(TINY, bad.split("train"), 0, 1, range(30), "cpu")
     with pytest.raises(FloatingPointError) as stopped:
-        for members, batch in rows:
-            train_step(clean, batch, TINY, 30, bad.table.participant_id.iloc[members].tolist())
+        for batch in TrainingBatches(TINY, bad.split("train")):
+            train_step(clean, batch, TINY, 30)
     text = str(stopped.value)
     assert (
         f"at step {clean.step}; participants of the batch: " in text
@@ -244,9 +244,8 @@ def test_nan_recording_stops_with_its_name(pairs, tmp_path):
 def test_exploding_weights_are_named(pairs):
     "A loss that is spoiled by the weights: the message names them, and the gradients of the step before."
     state = state_of(TINY, pairs)
-    batches = step_batches(TINY, pairs.split("train"), 0, 1, range(30), "cpu")
-    ids = pairs.table.participant_id.tolist()
-    train_step(state, next(batches)[1], TINY, 30, ids[:4])
+    batches = iter(TrainingBatches(TINY, pairs.split("train")))
+    train_step(state, next(batches), TINY, 30)
     with torch.no_grad():
         state.model.ecg_head.layers[1].weight[0, 0] = math.inf
     with pytest.raises(
@@ -257,7 +256,7 @@ def test_exploding_weights_are_named(pairs):
             "[a-z_]+.*[0-9]"
         ),
     ):
-        train_step(state, next(batches)[1], TINY, 30, ids[:4])
+        train_step(state, next(batches), TINY, 30)
 
 
 def test_another_cohort_in_the_same_folder_is_refused(pairs, tmp_path):
@@ -367,12 +366,9 @@ def test_memory_of_a_large_batch_is_that_of_its_micro_batch(pairs):
     held = []
     for B, micro in ((8, 0), (128, 8)):
         state = state_of(replace(cfg, batch_size=B), pairs)
-        batch = next(
-            step_batches(replace(cfg, batch_size=B, micro_batch=micro), part, 0, 1, range(1), "cpu", 120)
-        )[1]
-        held.append(
-            peak_saved_bytes(partial(train_step, state, batch, cfg, 10, ["?"] * B), state.model.parameters())
-        )
+        batches = TrainingBatches(replace(cfg, batch_size=B, micro_batch=micro), part, n_patches=120)
+        batch = next(iter(batches))
+        held.append(peak_saved_bytes(partial(train_step, state, batch, cfg, 10), state.model.parameters()))
     assert held[1] < 1.3 * held[0]
 
 
@@ -408,9 +404,7 @@ def test_layer_decay_reaches_the_optimiser(pairs):
     "The rates of the first step, group by group, are exactly the schedule's times the decay."
     cfg = replace(TINY, layer_decay=0.5, lr=1e-3, warmup_share=0.0)
     state = state_of(cfg, pairs)
-    train_step(
-        state, next(step_batches(cfg, pairs.split("train"), 0, 1, range(1), "cpu"))[1], cfg, 30, ["?"] * 4
-    )
+    train_step(state, next(iter(TrainingBatches(cfg, pairs.split("train")))), cfg, 30)
     rates = {g["lr"] for g in state.optimizer.param_groups}
     assert rates == {1e-3 * 0.5**k for k in range(5)}
 
@@ -479,10 +473,10 @@ def test_cuda_cached_gradient_and_memory(pairs):
     for B, micro in ((32, 0), (512, 32)):
         cfg = replace(TINY, accelerator="cuda", batch_size=B, micro_batch=micro, preset="small")
         state = state_of(cfg, pairs)
-        batch = next(step_batches(cfg, part, 0, 1, range(1), "cuda", 120))[1]
+        batch = next(iter(TrainingBatches(cfg, part, device="cuda", n_patches=120)))
         for _ in range(2):
             torch.cuda.reset_peak_memory_stats()
-            train_step(state, batch, cfg, 10, ["?"] * B)
+            train_step(state, batch, cfg, 10)
         peak.append(torch.cuda.max_memory_allocated())
         del state, batch
         torch.cuda.empty_cache()

@@ -168,11 +168,7 @@ def test_constraints_pin_every_requirement(key):
         )
 
 
-LIGHT = [
-    nb.module
-    for nb in NOTEBOOKS
-    if nb.folder == "top" or nb.module == "models.weights" or (nb.folder == "data" and nb.number < 80)
-]
+LIGHT = [nb.module for nb in NOTEBOOKS if nb.folder == "top" or (nb.folder == "data" and nb.number < 80)]
 
 
 def test_data_modules_import_without_torch():

@@ -15,6 +15,7 @@ from ptacl.data.cohort import read_cohort
 from ptacl.models.layers import count_parameters
 from ptacl.models.ptacl import model_from_config
 from ptacl.models.systems import objective
+from ptacl.training.batches import StepBatch
 from ptacl.training.checkpoint import TrainState, fit_input_scaling
 from ptacl.training.device import fabric_from_config
 from ptacl.training.loop import train_step
@@ -79,7 +80,7 @@ def test_eight_pairs_are_learned_by_heart(pairs):
     state = new_state(cfg, pairs)
     batch = Batch(**draw_batch(pairs, np.arange(8), 2500))
     for _ in range(120):
-        row = train_step(state, batch, cfg, 120, [""] * 8)
+        row = train_step(state, StepBatch.of(batch, [""] * 8), cfg, 120)
     assert row["loss_global"] < 0.7 < np.log(8) - 1
     scores = evaluate(state.model, pairs.take(range(8)), cfg)
     assert scores["val_recall_at_1_ecg_to_cmr"] == scores["val_recall_at_1_cmr_to_ecg"] == 1
@@ -131,8 +132,10 @@ def test_training_on_cuda(pairs, precision):
     cfg = replace(SMALL, accelerator="cuda", precision=precision, lr=1e-3)
     state = new_state(cfg, pairs)
     batch = Batch(**draw_batch(pairs, np.arange(8), 2500))
-    first = train_step(state, batch.to(state.fabric.device), cfg, 60, [""] * 8)
-    assert abs(first["loss"].item() - train_step(cpu, batch, SMALL, 60, [""] * 8)["loss"].item()) < 0.05
+    here = StepBatch.of(batch, [""] * 8)
+    there = StepBatch.of(batch.to(state.fabric.device), [""] * 8)
+    first = train_step(state, there, cfg, 60)
+    assert abs(first["loss"].item() - train_step(cpu, here, SMALL, 60)["loss"].item()) < 0.05
     for _ in range(40):
-        row = train_step(state, batch.to(state.fabric.device), cfg, 60, [""] * 8)
+        row = train_step(state, there, cfg, 60)
     assert row["loss_global"] < first["loss_global"] - 0.3

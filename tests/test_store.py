@@ -448,13 +448,14 @@ def test_loader_processes_draw_the_same_batches(store):
     "Two loader processes on a store, from the middle of a run, against the batches read here."
     from torch.utils.data import DataLoader
 
-    from ptacl.data.batches import StepBatches
+    from ptacl.training.batches import TrainingBatches
 
-    data = StepBatches(stored_pairs(store), batch_size=4, n_window=2500, seed=0, n_steps=6)
-    there = list(DataLoader(data, batch_size=None, num_workers=2, sampler=range(2, 6)))
+    cfg = TrainConfig(batch_size=4, seed=0, workers=1)
+    batches = TrainingBatches(cfg, stored_pairs(store))
+    there = list(DataLoader(range(2, 6), batch_size=None, collate_fn=batches.read, num_workers=2))
     assert len(there) == 4
     assert all(
-        torch.equal(batch[k], data[step][k])
-        for step, batch in zip(range(2, 6), there, strict=False)
-        for k in batch
+        torch.equal(a, b)
+        for step, batch in zip(range(2, 6), there, strict=True)
+        for a, b in zip(batch, batches.read(step), strict=True)
     )

@@ -20,6 +20,7 @@ from ptacl.data.prepare import PrepareConfig, prepare_cohort
 from ptacl.models.layers import count_parameters
 from ptacl.models.saved import from_pretrained, save_pretrained
 from ptacl.models.systems import SETTINGS, build_system, objective
+from ptacl.training.batches import StepBatch
 from ptacl.training.checkpoint import TrainState, fit_input_scaling
 from ptacl.training.device import fabric_from_config
 from ptacl.training.loop import fit, train_step
@@ -93,7 +94,8 @@ def test_eight_pairs_are_learned_by_heart(prepared, name):
     fabric = fabric_from_config(cfg)
     state = TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric)
     batch = Batch(**draw_batch(pairs, np.arange(8), 1000))
-    losses = [float(train_step(state, batch, cfg, 60, [""] * 8)["loss"]) for _ in range(60)]
+    step = StepBatch.of(batch, [""] * 8)
+    losses = [float(train_step(state, step, cfg, 60)["loss"]) for _ in range(60)]
     assert losses[-1] < losses[0] / 2, losses[::6]
 
 

@@ -27,7 +27,7 @@ import numpy as np
 # %% ../../nbs/data/05_toys.ipynb #6efaa7b2
 _LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 _RECORDED = (0, 1, *range(6, 12))  # what most machines store; the other four follow
-_WAVES = (  # (mV along x, mV along y, s after R, width in s) of P, Q, R, S, T
+_TOY_WAVES = (  # (mV along x, mV along y, s after R, width in s) of P, Q, R, S, T
     (0.1, 0.1, -0.17, 0.025),
     (-0.05, -0.1, -0.03, 0.01),
     (0.9, 0.8, 0, 0.012),
@@ -50,7 +50,7 @@ def toy_ecg(
     rr = 60 / 70.0
     xy_2T = np.zeros((2, len(t)))
     for r in np.arange(0.3 - 2 * rr, seconds + 2 * rr, rr):
-        for x, y, at, sd in _WAVES:
+        for x, y, at, sd in _TOY_WAVES:
             xy_2T += np.array([[x], [y]]) * np.exp(-0.5 * ((t - r - at) / sd) ** 2)
     v_LT = np.vstack([_LIMB_DIRECTIONS @ xy_2T, _CHEST_DIRECTIONS @ xy_2T])
     v_LT = (

@@ -30,7 +30,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]  # (R, n, ...) -> (R,) or (R, m):
 
 def resampled_statistics(
     arrays: Sequence[np.ndarray],  # S of them, each one row a participant in the same order, (n, ...)
-    statistic: Statistic,
+    statistic: Statistic,  # of one resample or of many
     *,
     n_boot: int,  # resamples
     seed: int,  # of the resampling

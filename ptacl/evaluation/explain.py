@@ -174,6 +174,45 @@ def _check_pairs(batch: Batch) -> None:
         )
 
 
+# %% ../../nbs/evaluation/40_explain.ipynb #84289e3f
+def _share(
+    similar: Callable[[Tensor], Tensor], nothing: Tensor, there: Tensor, n_points: int, chunk: int
+) -> Tensor:
+    "The way from nothing to a recording times the mean gradient along it."
+    way = there - nothing
+
+    def place(alpha_K: Tensor) -> Tensor:
+        "Points of the way."
+        return nothing + alpha_K.view(-1, *[1] * way.ndim) * way
+
+    def value_of(alpha_K: Tensor) -> Tensor:
+        "Similarity at points of the way."
+        return torch.cat([similar(place(part)) for part in alpha_K.split(chunk)])
+
+    with torch.no_grad():
+        edges = _way_edges(value_of, n_points, way.device)
+    share = torch.zeros_like(way)
+    for low, high in zip(edges[:-1].split(chunk), edges[1:].split(chunk), strict=True):
+        at = place((low + high) / 2).requires_grad_()
+        (slope,) = torch.autograd.grad(((high - low) * similar(at)).sum(), at)
+        share += way * slope.sum(0)
+    return share
+
+
+def _way_edges(value_of: Callable[[Tensor], Tensor], n: int, device: torch.device) -> Tensor:
+    "Edges of `n` stretches of the way from 0 to 1, short where the value changes fast."
+    edges = torch.cat(
+        [torch.zeros(1, dtype=torch.float64), torch.logspace(-9, 0, n // 2, dtype=torch.float64)]
+    ).to(device)
+    value = value_of(edges)
+    while len(edges) <= n:
+        k = value.diff().abs().topk(min(max(1, n // 8), n + 1 - len(edges))).indices
+        middle = torch.where(edges[k] > 0, (edges[k] * edges[k + 1]).sqrt(), edges[k + 1] / 2)
+        edges, order = torch.cat([edges, middle]).sort()
+        value = torch.cat([value, value_of(middle)])[order]
+    return edges
+
+
 # %% ../../nbs/evaluation/40_explain.ipynb #5b5e1c7d
 def integrated_gradients(
     model: System,  # with an ECG and a cine side
@@ -224,45 +263,6 @@ def _repeat(batch: Batch, i: int, n: int) -> Batch:
     return Batch(*(x[i : i + 1].expand(n, *x.shape[1:]) if x.numel() else x for x in batch))
 
 
-# %% ../../nbs/evaluation/40_explain.ipynb #84289e3f
-def _share(
-    similar: Callable[[Tensor], Tensor], nothing: Tensor, there: Tensor, n_points: int, chunk: int
-) -> Tensor:
-    "The way from nothing to a recording times the mean gradient along it."
-    way = there - nothing
-
-    def place(alpha_K: Tensor) -> Tensor:
-        "Points of the way."
-        return nothing + alpha_K.view(-1, *[1] * way.ndim) * way
-
-    def value_of(alpha_K: Tensor) -> Tensor:
-        "Similarity at points of the way."
-        return torch.cat([similar(place(part)) for part in alpha_K.split(chunk)])
-
-    with torch.no_grad():
-        edges = _way_edges(value_of, n_points, way.device)
-    share = torch.zeros_like(way)
-    for low, high in zip(edges[:-1].split(chunk), edges[1:].split(chunk), strict=True):
-        at = place((low + high) / 2).requires_grad_()
-        (slope,) = torch.autograd.grad(((high - low) * similar(at)).sum(), at)
-        share += way * slope.sum(0)
-    return share
-
-
-def _way_edges(value_of: Callable[[Tensor], Tensor], n: int, device: torch.device) -> Tensor:
-    "Edges of `n` stretches of the way from 0 to 1, short where the value changes fast."
-    edges = torch.cat(
-        [torch.zeros(1, dtype=torch.float64), torch.logspace(-9, 0, n // 2, dtype=torch.float64)]
-    ).to(device)
-    value = value_of(edges)
-    while len(edges) <= n:
-        k = value.diff().abs().topk(min(max(1, n // 8), n + 1 - len(edges))).indices
-        middle = torch.where(edges[k] > 0, (edges[k] * edges[k + 1]).sqrt(), edges[k + 1] / 2)
-        edges, order = torch.cat([edges, middle]).sort()
-        value = torch.cat([value, value_of(middle)])[order]
-    return edges
-
-
 # %% ../../nbs/evaluation/40_explain.ipynb #3b8872db
 def shuffled_weights(
     model: torch.nn.Module,  # is left as it is
@@ -304,16 +304,16 @@ def sanity_check(
         maps = getattr(learned, name)
         of_others = [getattr(other, name) for other in others]
         coarse = [_coarse(x) for x in maps]
-        signed = _likeness(maps, of_others)
-        size = _likeness(coarse, [[_coarse(x) for x in other] for other in of_others])
-        of_input = _likeness(coarse, [[_coarse(x) for x in given[name]]])
+        signed = _map_likeness(maps, of_others)
+        size = _map_likeness(coarse, [[_coarse(x) for x in other] for other in of_others])
+        of_input = _map_likeness(coarse, [[_coarse(x) for x in given[name]]])
         rows.append(
             dict(recording=recording, signed=signed, size=size, input=of_input, passes=signed < limit)
         )
     return pd.DataFrame(rows).set_index("recording")
 
 
-def _likeness(maps: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> float:
+def _map_likeness(maps: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> float:
     "Mean size of the rank correlation with several others of the same pairs."
     pairs = [pair for other in others for pair in zip(maps, other, strict=True)]
     return float(np.mean([abs(_rank_correlation(a, b)) for a, b in pairs]))

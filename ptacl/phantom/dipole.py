@@ -138,7 +138,7 @@ def _turn(frontal_deg: float, horizontal_deg: float) -> np.ndarray:
 
 def _lead_axis_deg(area_3: np.ndarray) -> float:
     "Frontal axis that net areas in I and aVF would show."
-    # mean rows of I and II of `lead_rows`
+    # mean rows of I and II of `draw_lead_rows`
     one, two = np.array([[0.79, -0.294, 0.074], [0.235, 1.066, -0.132]]) @ area_3
     avf = 2 / np.sqrt(3) * (two - one / 2)
     return float(np.rad2deg(np.arctan2(avf, one)))

@@ -16,9 +16,9 @@ from ptacl.phantom.leads import (
     LEAD_FAULTS,
     RAIL_MV,
     add_fault,
+    draw_lead_rows,
     electrode_noise,
     fibrillatory_waves,
-    lead_rows,
     lead_vectors,
     twelve_leads,
 )
@@ -77,7 +77,7 @@ def _strip(
     "Clean signal (8, T) in mV, times of R (s), is_ectopic."
     n = int(round(duration_s * _FS))
     beat = participant_bumps(lat, rng)
-    rows = lead_rows(rng)
+    rows = draw_lead_rows(rng)
     kinds = [beat, ectopic_bumps(beat, rng)]
     rng_of_ectopic = np.random.default_rng(rng.integers(2**63))
     leads = [lead_vectors(beat, rows, rng), lead_vectors(kinds[1], rows, rng_of_ectopic)]

@@ -30,9 +30,8 @@ def draw_timing(
     body: dict,  # from `draw_body`
     has: dict,  # from `draw_conditions`
     heart: dict,  # from `draw_heart`
-) -> (
-    dict
-):  # heart rates (bpm), times after R at the scan's rate, QT and T peak to end at 60 bpm (ms), QT slope
+    # heart rates (bpm), times after R at the scan's rate, QT and T peak to end at 60 bpm (ms), QT slope
+) -> dict:
     "Draw heart rates, mechanical timing and QT."
     male = body["is_male"]
     zc = heart["z_contract"]
@@ -237,9 +236,8 @@ def _mean_radius_mm(volume_ml: float, length_mm: float, longer_mm: float) -> flo
 
 def further_phenotypes(
     lat: Latents | pd.DataFrame,  # participants
-) -> (
-    dict
-):  # cardiac output (L/min), RV stroke volume (mL), wall thickness at the end of diastole (mm), strains (%)
+    # cardiac output (L/min), RV stroke volume (mL), wall thickness at the end of diastole (mm), strains (%)
+) -> dict:
     "Phenotypes that are functions of the latents."
     ed_mm = lv_length_mm(lat)
     es_mm = ed_mm * (1 + long_strain(lat) / 100)

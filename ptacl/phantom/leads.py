@@ -6,7 +6,7 @@
 __all__ = [
     "LEAD_FAULTS",
     "RAIL_MV",
-    "lead_rows",
+    "draw_lead_rows",
     "lead_vectors",
     "twelve_leads",
     "fibrillatory_waves",
@@ -38,7 +38,7 @@ _DOWER_83 = np.array(
 _LEAD_GAIN_8 = np.array([1.25, 1.0, 0.85, 1.0, 1.15, 1.15, 1.0, 1.0])
 
 
-def lead_rows(
+def draw_lead_rows(
     rng: np.random.Generator,  # for torso and electrode positions
 ) -> np.ndarray:  # mV in I, II, V1..V6 per mV of x, y, z, (8, 3)
     "Dower's matrix for one torso with its electrodes."
@@ -61,7 +61,7 @@ _WAVE_GAIN_8 = {
 
 def lead_vectors(
     bumps: Bumps,  # of one kind of beat
-    rows_83: np.ndarray,  # from `lead_rows`, (8, 3)
+    rows_83: np.ndarray,  # from `draw_lead_rows`, (8, 3)
     rng: np.random.Generator,  # for near-field deviations
 ) -> np.ndarray:  # size of each bump in I, II, V1..V6, (N, 8), mV
     "Project bumps on the eight independent leads, with a non-dipolar remainder."
@@ -86,7 +86,7 @@ def twelve_leads(
 # %% ../../nbs/phantom/23_leads.ipynb #b4c27708
 def fibrillatory_waves(
     t_s: np.ndarray,  # times, (T,), s
-    rows_83: np.ndarray,  # from `lead_rows`, (8, 3)
+    rows_83: np.ndarray,  # from `draw_lead_rows`, (8, 3)
     rng: np.random.Generator,  # the participant's ECG stream
 ) -> np.ndarray:  # the waves in I, II, V1..V6, (8, T), mV
     "Fibrillatory waves: two wandering rates, sizes that come and go."

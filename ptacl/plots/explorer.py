@@ -294,7 +294,7 @@ def _row(label: str, contents: Sequence[str], tag: str = "td") -> str:
     return f'<tr><td style="{aligned}">{label}</td>{cells}</tr>'
 
 
-def _head(title: str, below: str) -> str:
+def _heading(title: str, below: str) -> str:
     "Two lines above a heart."
     return f'<b style="white-space:nowrap">{escape(title)}</b><br>{below}'
 
@@ -318,10 +318,12 @@ def hearts_table(
     ids = explored.ids
     own = "the own CMR" if question == "ecg_cmr" else "this participant"
     place = "" if own_rank is None else f", at place {own_rank} of {len(ids)}"
-    heads = [_head(ids[row], own + place)]
+    heads = [_heading(ids[row], own + place)]
     for r in near.itertuples():
         heads.append(
-            _head(f"{r.rank}. {ids[r.row]}", ("own, " if r.is_own else "") + f"similarity {r.similarity:.2f}")
+            _heading(
+                f"{r.rank}. {ids[r.row]}", ("own, " if r.is_own else "") + f"similarity {r.similarity:.2f}"
+            )
         )
     rows = [row, *near.row]
     lines = [_row("", heads, "th")]

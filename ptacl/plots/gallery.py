@@ -41,21 +41,21 @@ def nearest_participants(
 
 
 # %% ../../nbs/plots/44_gallery.ipynb #0f7bb66c
-_TOP = 11.0  # of the images, below their heads, mm
+_IMAGES_TOP = 11.0  # of the images, below their heads, mm
 _LINE = 4.5  # height of a line of phenotypes, mm
-_GAP = 3.0  # between two hearts, mm
+_HEARTS_GAP = 3.0  # between two hearts, mm
 
 
 def _draw_heart(ax: Axes, x: float, tile_mm: float, images_QHW: np.ndarray, aspect: float) -> None:
     "End-diastole and end-systole side by side."
-    bottom = _TOP + tile_mm / aspect
+    bottom = _IMAGES_TOP + tile_mm / aspect
     dark, bright = np.percentile(images_QHW, [0.5, 99.5])
     grey = dict(cmap="gray", vmin=dark, vmax=bright, interpolation="nearest")
     outlined = dict(color="white", va="top", path_effects=[withStroke(linewidth=1.6, foreground="black")])
     for q, name in enumerate(("ED", "ES")):
-        box = (x + q * tile_mm, x + (q + 1) * tile_mm, bottom, _TOP)
+        box = (x + q * tile_mm, x + (q + 1) * tile_mm, bottom, _IMAGES_TOP)
         ax.imshow(images_QHW[q], extent=box, gid=name, **grey)
-        ax.text(x + q * tile_mm + 1, _TOP + 1, name, fontsize=7, **outlined)
+        ax.text(x + q * tile_mm + 1, _IMAGES_TOP + 1, name, fontsize=7, **outlined)
 
 
 def _heads(found: pd.DataFrame, names: Sequence[str], own_rank: int | None, n_gallery: int | None) -> list:
@@ -79,9 +79,9 @@ def _draw_card(
     ax.text(x, 8.5, below, fontsize=8, va="center")
     if is_own:
         frame = dict(fill=False, edgecolor=COLOURS["vermillion"], linewidth=2.2, zorder=3, gid="own")
-        ax.add_patch(Rectangle((x, _TOP), 2 * tile_mm, height, **frame))
+        ax.add_patch(Rectangle((x, _IMAGES_TOP), 2 * tile_mm, height, **frame))
     for j, (name, value) in enumerate(values.items()):
-        y = _TOP + height + 4 + _LINE * j
+        y = _IMAGES_TOP + height + 4 + _LINE * j
         ax.text(x + tile_mm, y, value, fontsize=8.5, ha="center", va="center", gid=name)
 
 
@@ -119,9 +119,9 @@ def plot_gallery(
     paper = paper_size(signal_LT, fs, lead_names)
     aspect = images_KQHW.shape[-1] * spacing_mm[2] / (images_KQHW.shape[-2] * spacing_mm[1])
     left = max([30.0, *(6 + 1.75 * len(f"{n}, {u}") for n, u in units.items())])
-    tile = float(np.clip(((paper[0] - left) / len(participants) - _GAP) / 2, 17, 26))
+    tile = float(np.clip(((paper[0] - left) / len(participants) - _HEARTS_GAP) / 2, 17, 26))
     below = 12 + tile / aspect + _LINE * len(units) + 3
-    width = max(paper[0], left + len(participants) * (2 * tile + _GAP))
+    width = max(paper[0], left + len(participants) * (2 * tile + _HEARTS_GAP))
     height = paper[1] + below
     fig = new_figure(width, height)
     plot_ecg(
@@ -136,12 +136,12 @@ def plot_gallery(
     ax = fig.add_axes((0, 0, 1, below / height))
     ax.set_axis_off()
     for i, head in enumerate(_heads(found, names, own_rank, n_gallery)):
-        x = left + i * (2 * tile + _GAP)
+        x = left + i * (2 * tile + _HEARTS_GAP)
         values = {name: f"{participants[name].iloc[i]:.4g}" for name in units}
         _draw_heart(ax, x, tile, images_KQHW[i], aspect)
         _draw_card(ax, x, tile, tile / aspect, head, values)
     for j, (name, unit) in enumerate(units.items()):
-        y = _TOP + tile / aspect + 4 + _LINE * j
+        y = _IMAGES_TOP + tile / aspect + 4 + _LINE * j
         label = f"{name}, {unit}" if unit else name
         ax.text(left - 2, y, label, fontsize=8.5, ha="right", va="center", gid="label")
     ax.set(xlim=(0, width), ylim=(below, 0), aspect="equal")

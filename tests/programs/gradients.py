@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from ptacl.config import TrainConfig
 from ptacl.data.batches import Batch
 from ptacl.models.ptacl import model_from_config
+from ptacl.training.batches import StepBatch
 from ptacl.training.checkpoint import TrainState
 from ptacl.training.distributed import StartedDDP, own_rows, this_process
 from ptacl.training.large_batch import take_rows
@@ -59,10 +60,9 @@ for B, micro, local_weight in json.loads(sys.argv[1]):
     state = TrainState(*fabric.setup(model, optimizer_from_config(model, cfg)), fabric)
     own = own_rows(B, rank, world)
     mine = take_rows(batch, slice(own.start, own.stop))
-    parts = (
-        [partial(take_rows, mine, slice(i, i + micro)) for i in range(0, len(own), micro)] if micro else mine
-    )
-    row = train_step(state, parts, cfg, 4, [str(i) for i in range(B)])
+    size = micro or len(own)
+    parts = [partial(take_rows, mine, slice(i, i + size)) for i in range(0, len(own), size)]
+    row = train_step(state, StepBatch([str(i) for i in range(B)], own, parts), cfg, 4)
     grads = {n: p.grad for n, p in model.named_parameters()}
     if rank == 0:
         found.append((dict(loss=row["loss"], grad_norm=row["grad_norm"]), grads))
