@@ -9,6 +9,7 @@ __all__ = [
     "from_steps",
     "PreparedECG",
     "prepare_ecg",
+    "ecg_windows",
     "PreparedCine",
     "ed_es_stacks",
     "prepare_cine",
@@ -16,13 +17,14 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/60_prepared.ipynb #f673fa2d
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
 
 from ptacl.core import BadInput
-from ptacl.data.beats import find_beats
+from ptacl.data.beats import find_beats, median_of_beats
 from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, scale_intensity
@@ -143,10 +145,30 @@ def _qrs_width_ms(ecg: ECG, r_peaks: np.ndarray) -> float:
         padtype="even",
         padlen=min(round(ecg.fs), ecg.signal_LT.shape[1] - 1),
     )
-    beat_LT = np.median([y_LT[:, r - half : r + half] for r in inside], axis=0)
+    beat_LT = median_of_beats(y_LT, inside, half, half)
     share_T = np.cumsum((np.gradient(beat_LT, axis=1) ** 2).sum(0))
     start, stop = np.searchsorted(share_T, share_T[-1] * np.array([0.05, 0.95]))
     return float((stop - start) * 1000 / ecg.fs)
+
+
+# %% ../../nbs/data/60_prepared.ipynb #173b928e
+def ecg_windows(
+    ecg: ECG,  # one recording, any rate and length
+    preparation: Mapping[str, object],  # of the encoder: fs (Hz), mains_hz (Hz), window_s (s)
+    windows: str = "first",  # `first` = the first window, `mean` = all whole windows, to be averaged
+    # windows in mV, float32, (W, L, T), and False where a lead is missing or flat, (L,)
+) -> tuple[np.ndarray, np.ndarray]:
+    "Cut a recording into the windows that an encoder reads."
+    if windows not in ("first", "mean"):
+        raise BadInput("windows", f"is {windows!r}", "Choose first or mean")
+    fs = preparation["fs"]
+    n = round(preparation["window_s"] * preparation["fs"])
+    clean = standardise_ecg(ecg, fs, preparation["mains_hz"])
+    W = max(1, clean.signal_LT.shape[1] // n) if windows == "mean" else 1
+    # on the grid that training saw
+    signal_LT = from_steps(to_steps(clean.signal_LT[:, : W * n], "signal_LT"), "signal_LT")
+    signal_LT = np.pad(signal_LT, ((0, 0), (0, W * n - signal_LT.shape[1])))
+    return np.ascontiguousarray(signal_LT.reshape(len(signal_LT), W, n).transpose(1, 0, 2)), clean.lead_ok_L
 
 
 # %% ../../nbs/data/60_prepared.ipynb #4623c3b0

@@ -27,7 +27,7 @@ from ptacl.data.batches import Batch
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
 from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
-from ptacl.data.prepared import prepare_cine, prepare_ecg
+from ptacl.data.prepared import ecg_windows, prepare_cine
 from ptacl.models.system import System
 from ptacl.models.systems import build_system
 from ptacl.models.weights import Saved, fit_weights, model_folder, read_settings, read_weights, save_weights
@@ -141,12 +141,11 @@ def embed_ecgs(
     ecgs: Sequence[ECG],  # recordings
 ) -> np.ndarray:  # one unit vector a recording, float32, (B, E)
     "Embed ECGs."
-    n = round(cfg.window_s * cfg.fs)
-    how = dict(fs=cfg.fs, mains_hz=cfg.mains_hz, record_s=2 * cfg.window_s, phase_map=cfg.phase_map)
-    items = [prepare_ecg(ecg, **how) for ecg in ecgs]
+    how = dict(fs=cfg.fs, mains_hz=cfg.mains_hz, window_s=cfg.window_s)
+    windows = [ecg_windows(ecg, how) for ecg in ecgs]
     device = next(model.parameters()).device
-    signal_BLT = torch.from_numpy(np.stack([item.signal_LT[:, :n] for item in items])).to(device)
-    lead_ok_BL = torch.from_numpy(np.stack([item.lead_ok_L for item in items])).to(device)
+    signal_BLT = torch.from_numpy(np.stack([first_WLT[0] for first_WLT, _ in windows])).to(device)
+    lead_ok_BL = torch.from_numpy(np.stack([lead_ok_L for _, lead_ok_L in windows])).to(device)
     pooled_BD = model.eval().encode_ecg(signal_BLT, lead_ok_BL)[1]
     return model.ecg_head(pooled_BD).float().cpu().numpy()
 

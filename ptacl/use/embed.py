@@ -6,7 +6,6 @@
 __all__ = [
     "Source",
     "read_each",
-    "ecg_windows",
     "has_head",
     "shared_head",
     "encoder_identity",
@@ -28,9 +27,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ptacl.core import BadInput
-from ptacl.data.ecg import ECG, ecg_from_array, standardise_ecg
+from ptacl.data.ecg import ECG, ecg_from_array
 from ptacl.data.ecg_files import read_ecg
-from ptacl.data.prepared import from_steps, to_steps
+from ptacl.data.prepared import ecg_windows
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.layers import ProjectionHead
 from ptacl.models.weights import fit_weights, read_settings, read_weights
@@ -88,26 +87,6 @@ def _one_ecg(
             "Give fs (Hz) and lead_names",
         )
     return ecg_from_array(item, fs, lead_names, "mV")
-
-
-# %% ../../nbs/use/10_embed.ipynb #173b928e
-def ecg_windows(
-    ecg: ECG,  # one recording, any rate and length
-    preparation: Mapping[str, object],  # of the encoder: fs (Hz), mains_hz (Hz), window_s (s)
-    windows: str = "first",  # `first` = the first window, `mean` = all whole windows, to be averaged
-    # windows in mV, float32, (W, L, T), and False where a lead is missing or flat, (L,)
-) -> tuple[np.ndarray, np.ndarray]:
-    "Cut a recording into the windows that an encoder reads."
-    if windows not in ("first", "mean"):
-        raise BadInput("windows", f"is {windows!r}", "Choose first or mean")
-    fs = preparation["fs"]
-    n = round(preparation["window_s"] * preparation["fs"])
-    clean = standardise_ecg(ecg, fs, preparation["mains_hz"])
-    W = max(1, clean.signal_LT.shape[1] // n) if windows == "mean" else 1
-    # on the grid that training saw
-    signal_LT = from_steps(to_steps(clean.signal_LT[:, : W * n], "signal_LT"), "signal_LT")
-    signal_LT = np.pad(signal_LT, ((0, 0), (0, W * n - signal_LT.shape[1])))
-    return np.ascontiguousarray(signal_LT.reshape(len(signal_LT), W, n).transpose(1, 0, 2)), clean.lead_ok_L
 
 
 # %% ../../nbs/use/10_embed.ipynb #432a6a9d
