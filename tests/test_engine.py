@@ -290,10 +290,10 @@ def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
     """A metric that is best at step 9 of 36: the model that comes back has the loss of that evaluation and of
     no other, also after a resumed run.
     """
-    cfg = replace(TINY, epochs=12, eval_every=1, keep_best="val_off", lr=3e-3)
+    cfg = replace(TINY, epochs=12, eval_every=1, keep_best="val_loss_off", lr=3e-3)
 
     def score(model, val, cfg, n_batches):
-        return evaluate(model, val, cfg, n_batches) | dict(val_off=float(abs(len(seen) - 3)))
+        return evaluate(model, val, cfg, n_batches) | dict(val_loss_off=float(abs(len(seen) - 3)))
 
     def once():
         return fit(

@@ -19,6 +19,7 @@ from ptacl.config import TrainConfig
 from ptacl.core import BadInput
 from ptacl.data.batches import Pairs, evaluation_batches
 from ptacl.data.phase import phase_distance
+from ptacl.evaluation.metrics import is_better_when_higher
 from ptacl.models.system import Embeddings
 from ptacl.models.systems import objective
 from ptacl.training.batches import TrainingBatches
@@ -94,13 +95,13 @@ def _phase_error(z: Embeddings) -> float:
 # %% ../../nbs/training/45_watch.ipynb #ec6ff2d9
 def best_row(
     log: list[dict[str, float]],  # rows of the log
-    metric: str,  # a column of the evaluations; recall is better when larger, losses and errors when smaller
+    metric: str,  # a column of the evaluations; METRICS says which way is better
 ) -> tuple[int, int] | None:  # step of the best, and how many came after it; None = no evaluation yet
     "Which evaluation was best."
     rows = [r for r in log if metric in r and r["step"] > 0 and math.isfinite(r[metric])]
     if not rows:
         return None
-    sign = -1 if "recall" in metric else 1
+    sign = -1 if is_better_when_higher(metric) else 1
     best = min(range(len(rows)), key=lambda k: sign * rows[k][metric])
     return int(rows[best]["step"]), len(rows) - 1 - best
 
