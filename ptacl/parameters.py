@@ -187,7 +187,8 @@ class Parameters:
             namespace = of_today(namespace)
         check_names(assigned_parameters(namespace, names), names)
         given = {n: checked_type(n, namespace[n], type(getattr(cls, n))) for n in names if n in namespace}
-        load_extensions(given.get("extensions", ""))
+        if "In" in namespace:  # a person named them; a file that was read may come from anywhere
+            load_extensions(given.get("extensions", ""))
         return cls(**given)
 
 
