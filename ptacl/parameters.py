@@ -96,6 +96,7 @@ def _assigned(source: str) -> list[str]:
 
 # %% ../nbs/top/05_parameters.ipynb #d15781e5
 REGISTRIES = dict(
+    view="ptacl.data.cine:VIEWS",
     system="ptacl.models.systems:SYSTEMS",
     preset="ptacl.models.encoders:PRESETS",
     phase_map="ptacl.data.phase:PHASE_MAPS",
@@ -123,7 +124,6 @@ def listed(
 
 # %% ../nbs/top/05_parameters.ipynb #146c8153
 CHOICES = dict(
-    view=("sax", "lax_2ch", "lax_3ch", "lax_4ch"),
     alike_are=("removed", "attracted"),
     accelerator=("auto", "cpu", "cuda"),
     precision=("bf16-mixed", "16-mixed", "32-true"),

@@ -30,7 +30,12 @@ import numpy as np
 from ptacl.core import BadInput, write_atomic
 
 # %% ../../nbs/data/30_cine.ipynb #3c752138
-VIEWS = ("sax", "lax_2ch", "lax_3ch", "lax_4ch")  # UK Biobank's spelling
+VIEWS = dict(  # name, in UK Biobank's spelling -> what it shows
+    sax="short axis",
+    lax_2ch="long axis, two chambers",
+    lax_3ch="long axis, three chambers",
+    lax_4ch="long axis, four chambers",
+)
 MIN_FRAMES = 8  # below this a frame is longer than systole's last third, and end-systole has no place
 
 
