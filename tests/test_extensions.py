@@ -192,4 +192,4 @@ print(time_to_phase(time_ms, rr_ms, 300.0, "three_landmarks").tolist())
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(json.loads(done.stdout), [0.4 / 3, 0.4, 0.85, 0.925])
+    np.testing.assert_allclose(json.loads(done.stdout), [0.35 / 3, 0.35, 0.85, 0.925])

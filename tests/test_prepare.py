@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 import ukbb_files as write
@@ -660,3 +661,20 @@ def test_notebook_prepares_the_samples(repo, tmp_path):
             progress_bar=False,
             kernel_name="python3",
         )
+
+
+def test_notebook_prepares_three_participants(repo, tmp_path):
+    "Fewer than the pictures of the worst recordings have places."
+    folder = tmp_path / "cohort"
+    samples = samples_dir()
+    table = pd.read_csv(samples / "participants.tsv", sep="\t", dtype=str, keep_default_na=False).head(3)
+    for cell in [*table.ecg, *table.cine]:
+        (folder / cell).parent.mkdir(parents=True, exist_ok=True)
+        stem = (samples / cell).name.removesuffix(".nii.gz").removesuffix(".hea")
+        for source in (samples / cell).parent.glob(f"{stem}*"):
+            shutil.copy(source, (folder / cell).parent)
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    shutil.copy(samples / "participants.json", folder)
+    params = dict(data=str(folder), out=str(tmp_path / "store"), workers=1, n_frames=8, crop_px=32)
+    run_notebook(repo / "nbs" / "prepare.ipynb", tmp_path / "out.ipynb", params, cwd=tmp_path, progress=False)
+    assert len(open_store(tmp_path / "store").table) == 3

@@ -33,10 +33,11 @@ from ptacl.core import BadInput
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
 from ptacl.data.cohort import Cohort, read_cohort
 from ptacl.data.participant import find_twins, prepare_participant, settings_of
-from ptacl.data.phase import END_SYSTOLE, canonical_phase, end_systole_phase
+from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.store import Column, Store, open_store, store_in_memory
 from ptacl.data.store_files import is_store
 from ptacl.data.table import MODALITIES, REPORT_COLUMNS
+from ptacl.parameters import listed
 
 
 # %% ../../nbs/data/90_batches.ipynb #8439ae2f
@@ -110,11 +111,10 @@ def for_system(
 ) -> Pairs:  # the same participants
     "Add what a configuration's system needs."
     if "targets" in cfg.needs:
-        names = [n.strip() for n in cfg.targets.split(",") if n.strip()]
-        pairs = replace(pairs, target_PY=_target_columns(pairs.table, names))
+        pairs = replace(pairs, target_PY=_target_columns(pairs.table, listed(cfg.targets)))
     if "stacks" in cfg.needs and cfg.n_slices > 1:
         return replace(pairs, volume_PQZHW=Column(store, "volume_QZHW", store.rows), reads_cine=False)
-    if "ed_es" in cfg.needs and canonical_phase(END_SYSTOLE, cfg.phase_map) is None:
+    if "ed_es" in cfg.needs and canonical_phase(END_SYSTOLE, cfg.phase_map) != CANONICAL_ES:
         measured = store.quality()
         es_phase_P = end_systole_phase(measured.es_ms.to_numpy(), measured.rr_ms.to_numpy(), cfg.phase_map)
         pairs = replace(pairs, es_phase_P=es_phase_P.astype(np.float32))

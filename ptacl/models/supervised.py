@@ -15,6 +15,7 @@ from ptacl.data.batches import Batch, Pairs
 from ptacl.losses.systems import masked_mse
 from ptacl.models.encoders import ecg_encoder_from_config
 from ptacl.models.system import Embeddings, System
+from ptacl.parameters import listed
 
 
 # %% ../../nbs/models/55_supervised.ipynb #74185d34
@@ -108,7 +109,7 @@ def supervised_from_config(
     cfg: TrainConfig,  # uses targets, preset, window, dropout, ecg_keep
 ) -> Supervised:  # with freshly initialised weights
     "Build the supervised system that a configuration describes."
-    n_targets = len([name for name in cfg.targets.split(",") if name.strip()])
+    n_targets = len(listed(cfg.targets))
     return Supervised(ecg_encoder_from_config(cfg), n_targets=n_targets, ecg_keep=cfg.ecg_keep)
 
 

@@ -31,6 +31,7 @@ from ptacl.models.mmcl import mmcl_from_config, mmcl_loss
 from ptacl.models.ptacl import model_from_config, ptacl_loss
 from ptacl.models.supervised import supervised_from_config, supervised_loss
 from ptacl.models.system import Embeddings, System
+from ptacl.parameters import listed
 
 
 # %% ../../nbs/models/70_systems.ipynb #9090574d
@@ -155,7 +156,7 @@ def system_size(
     n = round(cfg.window_s * cfg.fs)
     F = cfg.n_frames
     H = cfg.crop_px
-    Y = len(cfg.targets.split(","))
+    Y = max(1, len(listed(cfg.targets)))
     with torch.device("meta"):
         model = build_system(cfg).eval()
         even_BF = torch.zeros(1, F)

@@ -212,7 +212,7 @@ def moments_of_phase(
     phase: float,  # wanted, [0, 1)
 ) -> np.ndarray:  # a sample index a beat, (K,)
     "The sample of each beat whose phase is nearest."
-    ends = [*starts_K[1:], len(phase_T)]
+    ends = [*starts_K[1:], len(phase_T)][: len(starts_K)]
     return np.array(
         [a + np.nanargmin(np.abs(phase_T[a:b] - phase)) for a, b in zip(starts_K, ends, strict=True)],
         dtype=np.int64,

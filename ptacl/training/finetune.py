@@ -36,6 +36,7 @@ from ptacl.evaluation.probe import score_regression
 from ptacl.models.saved import start_encoders
 from ptacl.models.supervised import Supervised
 from ptacl.models.systems import build_system
+from ptacl.parameters import listed
 from ptacl.training.loop import fit
 from ptacl.training.watch import best_row, embed_pairs, evaluate
 
@@ -194,7 +195,7 @@ def predict_targets(
         else:
             ecg_BD = model.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)[1]
             rows.append(torch.sigmoid(model.ecg_head(ecg_BD) + torch.logit(model.target_mean_Y)))
-    names = [n.strip() for n in tuned.cfg.targets.split(",")]
+    names = listed(tuned.cfg.targets)
     return pd.DataFrame(torch.cat(rows).float().cpu().numpy().astype(float), columns=names)
 
 

@@ -123,6 +123,7 @@ def check_best(
             f"`keep_best` is {cfg.keep_best!r}, which no evaluation has",
             f"Choose one of {', '.join(known)}",
         )
+    is_better_when_higher(cfg.keep_best)  # what METRICS does not know is refused before training
     if "split" in val.table and (val.table["split"] == "test").any():
         raise BadInput(
             "participants.tsv",

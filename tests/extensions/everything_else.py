@@ -48,7 +48,7 @@ def p_onset_expected_ms(rr_ms: np.ndarray) -> np.ndarray:
 
 
 LANDMARKS["p_onset"] = Landmark(p_onset_in_ecg, p_onset_in_cine, p_onset_expected_ms, (0.6, 0.95))
-PHASE_MAPS["three_landmarks"] = piecewise_map({END_SYSTOLE: 0.4, "p_onset": 0.85})
+PHASE_MAPS["three_landmarks"] = piecewise_map({END_SYSTOLE: 0.35, "p_onset": 0.85})
 
 
 def within_ten_percent(truth: np.ndarray, predicted: np.ndarray) -> float:
