@@ -183,8 +183,37 @@ def landmark_times(
     times = {n: plausible_ms(n, measured_ms.get(n, np.nan), rr_ms) for n in names}
     if len(names) < 2:
         return times
-    in_order = (np.diff(np.stack(list(times.values())), axis=0) > 0).all(0)  # else none of them is believed
-    return {n: np.where(in_order, times[n], LANDMARKS[n].expected_ms(np.asarray(rr_ms))) for n in names}
+    rr_ms = np.asarray(rr_ms, dtype=np.float64)
+    expected = {n: np.broadcast_to(LANDMARKS[n].expected_ms(rr_ms), times[n].shape) for n in names}
+    carried = _carried(times, expected, rr_ms)
+    by_choice = [_is_in_order(times), _is_in_order(carried)]  # else none of the measurements is believed
+    return {n: np.select(by_choice, [times[n], carried[n]], expected[n]) for n in names}
+
+
+def _is_in_order(times: Mapping[str, np.ndarray]) -> np.ndarray:
+    "Whether each landmark comes after the one before."
+    return (np.diff(np.stack(list(times.values())), axis=0) > 0).all(0)
+
+
+def _carried(
+    times: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], rr_ms: np.ndarray
+) -> dict[str, np.ndarray]:
+    "The times, those that were not measured moved along with their measured neighbours."
+    before = {}
+    knot = (np.zeros_like(rr_ms), np.zeros_like(rr_ms))  # where it is, and where it was expected
+    for n in times:
+        before[n] = knot
+        is_measured = times[n] != expected[n]
+        knot = (np.where(is_measured, times[n], knot[0]), np.where(is_measured, expected[n], knot[1]))
+    out = {}
+    knot = (rr_ms, rr_ms)
+    for n in reversed(times):
+        is_measured = times[n] != expected[n]
+        share = (expected[n] - before[n][1]) / (knot[1] - before[n][1])
+        between = before[n][0] + share * (knot[0] - before[n][0])
+        out[n] = np.where(is_measured, times[n], between)
+        knot = (np.where(is_measured, times[n], knot[0]), np.where(is_measured, expected[n], knot[1]))
+    return {n: out[n] for n in times}
 
 
 # %% ../../nbs/data/40_phase.ipynb #a0cef96c
