@@ -89,13 +89,13 @@ def differing(
     which: Iterable[str] | None = None,  # settings that are compared; None = all of them
 ) -> list[tuple[str, object, object]]:  # name, value in `a`, value in `b`
     "The settings in which two preparations differ."
-    a = _settings(a)
-    b = _settings(b)
+    a = _setting_values(a)
+    b = _setting_values(b)
     names = [f.name for f in fields(Preparation)] if which is None else which
     return [(n, a[n], b[n]) for n in names if a[n] != b[n]]
 
 
-def _settings(of: Mapping[str, object] | Preparation) -> dict[str, object]:
+def _setting_values(of: Mapping[str, object] | Preparation) -> dict[str, object]:
     "Every setting, not checked: a mapping may say a part, the rest is as it is by default."
     given = of if isinstance(of, Mapping) else vars(of)
     return {f.name: given.get(f.name, f.default) for f in fields(Preparation)}

@@ -11,6 +11,7 @@ import yaml
 
 from ptacl.config import TrainConfig
 from ptacl.core import BadInput
+from ptacl.data.augment import Augmentation
 from ptacl.data.prepare import PrepareConfig
 from ptacl.parameters import field_meanings
 from ptacl.phantom.cohort import SimulateConfig
@@ -86,3 +87,8 @@ def test_run_notebook_refuses_before_the_kernel_starts(repo, tmp_path):
     with pytest.raises(BadInput, match="Did you mean `epochs`"):
         run_notebook(repo / "nbs" / "train.ipynb", tmp_path / "out.ipynb", dict(epohcs=3))
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_every_augmentation_is_a_setting():
+    "A strength that a configuration does not know would silently stay off."
+    assert {f.name for f in fields(Augmentation)} <= {f.name for f in fields(TrainConfig)}

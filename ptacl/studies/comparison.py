@@ -29,7 +29,7 @@ from safetensors.numpy import save_file
 from sklearn.preprocessing import StandardScaler
 
 from ptacl.config import TrainConfig
-from ptacl.core import BadInput, samples_dir, seed_everything, write_atomic
+from ptacl.core import BadInput, entry_of, samples_dir, seed_everything, write_atomic
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.participant import settings_of
 from ptacl.data.prepare import PrepareConfig, prepare_cohort, read_source
@@ -46,6 +46,7 @@ from ptacl.parameters import Parameters, check_names, checked_type
 from ptacl.studies.classical import demographic_features, ecg_feature_table, feature_filler
 from ptacl.studies.methods import Cell, comparison_cells, known_methods
 from ptacl.training.checkpoint import fit_input_scaling
+from ptacl.training.log_sinks import Sinks
 from ptacl.training.loop import fit
 from ptacl.training.pretraining import (
     PretrainConfig,
@@ -205,7 +206,12 @@ def _trained(cell: Cell, cfg: CompareConfig, folder: Path, progress: bool) -> _M
     test = pairs.split("test")
     seed_everything(train_cfg.seed)
     model = fit_input_scaling(start_encoders(build_system(train_cfg), train_cfg), train)
-    state = fit(train_cfg, model, train, test, checkpoint=folder / "last.ckpt", progress=progress)
+    sinks = Sinks(folder, train_cfg)
+    how = dict(checkpoint=folder / "last.ckpt", progress=progress, on_log=sinks.write)
+    try:
+        state = fit(train_cfg, model, train, test, **how)
+    finally:
+        sinks.close()
     z_train = embed_pairs(model, train, train_cfg)
     z_test = embed_pairs(model, test, train_cfg)
     embedded = dict(
@@ -270,7 +276,7 @@ def _feature_rows(pairs: Pairs, features: str, cfg: TrainConfig) -> pd.DataFrame
     ecg = ecg_feature_table(pairs, cfg.fs, cfg.window_s)
     body = demographic_features(pairs.table, ecg.heart_rate_bpm)
     both = pd.concat([body.drop(columns="heart_rate_bpm"), ecg], axis=1)
-    return dict(body=body, ecg=ecg, both=both)[features]
+    return entry_of(dict(body=body, ecg=ecg, both=both), features, "features of a row")
 
 
 # %% ../../nbs/studies/40_comparison.ipynb #bae086fc

@@ -24,8 +24,11 @@ import torch
 from torch import Tensor
 
 from ptacl.config import DataConfig, Preparation, TrainConfig
+from ptacl.core import BadInput
 from ptacl.data.batches import Batch, Pairs, evaluation_batches, load_data
 from ptacl.data.cohort import Cohort
+from ptacl.models.cine import CineEncoder
+from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.encoders import cine_encoder_from_config, ecg_encoder_from_config, preset_of
 from ptacl.models.masked import (
     MaskedCine,
@@ -127,8 +130,21 @@ def masked_model_from_config(
         normalise_targets=cfg.normalise_targets,
     )
     if cfg.modality == "ecg":
-        return MaskedECG(ecg_encoder_from_config(train_settings(cfg)), **how)
-    return MaskedCine(cine_encoder_from_config(train_settings(cfg)), tube_frames=cfg.tube_frames, **how)
+        encoder = _with_patches(ecg_encoder_from_config(train_settings(cfg)), ECGEncoder, cfg)
+        return MaskedECG(encoder, **how)
+    encoder = _with_patches(cine_encoder_from_config(train_settings(cfg)), CineEncoder, cfg)
+    return MaskedCine(encoder, tube_frames=cfg.tube_frames, **how)
+
+
+def _with_patches(encoder: torch.nn.Module, wanted: type, cfg: PretrainConfig) -> torch.nn.Module:
+    "The encoder, if it is one whose patches can be hidden and rebuilt."
+    if not isinstance(encoder, wanted):
+        raise BadInput(
+            "parameters",
+            f"`preset` is {cfg.preset!r}, whose encoder is a {type(encoder).__name__}",
+            f"Masked pre-training rebuilds the patches of a {wanted.__name__}: take a preset that has one",
+        )
+    return encoder
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #2450bbcf

@@ -63,14 +63,14 @@ class JSONLines:
     "One line of JSON for each row of the log."
 
     def __init__(self, folder: Path, cfg: TrainConfig) -> None:
-        self.rows = []
         self.path = folder / "log.jsonl"
 
     def write(self, row: dict[str, float]) -> None:
-        self.rows.append(json.dumps(row) + "\n")
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
 
     def close(self) -> None:
-        self.path.write_text("".join(self.rows), encoding="utf-8")
+        "Nothing is left to write."
 
 
 LOG_SINKS["jsonl"] = LogSink(JSONLines)
