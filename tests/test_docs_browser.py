@@ -116,10 +116,9 @@ def test_page(driver, site, page, width, theme):
     driver.get_log("browser")
     show(driver, site, page, width, theme)
     sizes = driver.execute_script(
-        """for (const i of document.images) i.loading = 'eager'; return
-        Promise.all(Array.from(document.images).map(i => i.decode().catch(() => 0))).then(() =>
-        Array.from(document.images).map(i => [i.src, i.naturalWidth]))
-        """
+        "for (const i of document.images) i.loading = 'eager'; "
+        "return Promise.all(Array.from(document.images).map(i => i.decode().catch(() => 0)))"
+        ".then(() => Array.from(document.images).map(i => [i.src, i.naturalWidth]))"
     )
     assert all(w > 0 for _, w in sizes) and (
         len(sizes) >= 2 if page.startswith(("concepts", "tutorials")) else True

@@ -45,9 +45,8 @@ class Lab:
         )
         assert (
             self.later(
-                """await panel.context.ready; await panel.sessionContext.ready; return (await
-                panel.sessionContext.session.kernel.info).status
-                """
+                "await panel.context.ready; await panel.sessionContext.ready; "
+                "return (await panel.sessionContext.session.kernel.info).status"
             )
             == "ok"
         )
@@ -55,9 +54,8 @@ class Lab:
     def run_all(self, limit_s: float) -> None:
         "The command behind the menu's Run All Cells; waits until the last cell is done."
         self.later(
-            """await panel.context.save(); panel.runAll = jupyterapp.commands.execute('notebook:run-all-
-            cells'); return true
-            """
+            "await panel.context.save(); "
+            "panel.runAll = jupyterapp.commands.execute('notebook:run-all-cells'); return true"
         )
         self.wait(
             (
@@ -72,9 +70,8 @@ class Lab:
         "Outputs of every cell, from the notebook's model (cells out of sight are not in the page)."
         return json.loads(
             self.driver.execute_script(
-                """return JSON.stringify([...jupyterapp.shell.currentWidget.content.model.cells].map(c =>
-                c.type === 'code' ? c.outputs.toJSON() : []))
-                """
+                "return JSON.stringify([...jupyterapp.shell.currentWidget.content.model.cells]"
+                ".map(c => c.type === 'code' ? c.outputs.toJSON() : []))"
             )
         )
 
