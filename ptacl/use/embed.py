@@ -30,7 +30,7 @@ from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG, ecg_from_array
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.prepared import ecg_windows
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.layers import ProjectionHead
 from ptacl.models.weights import fit_weights, read_settings, read_weights
 
@@ -121,7 +121,7 @@ def shared_head(
         )
     last = max(k for k in weights if k.endswith(".weight"))
     head = ProjectionHead(encoder.dim, len(weights[last]), linear=last == "layers.1.weight")
-    return fit_weights(head, weights, where).eval().to(encoder.position_1ND.device)
+    return fit_weights(head, weights, where).eval().to(encoder.device)
 
 
 def _scaling(encoder: ECGEncoder) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ def _scaling(encoder: ECGEncoder) -> tuple[Tensor, Tensor]:
             "Read it from the folder of a finished run, or set encoder.preparation",
         )
     return tuple(
-        torch.tensor(encoder.preparation[k], dtype=torch.float32, device=encoder.position_1ND.device)[:, None]
+        torch.tensor(encoder.preparation[k], dtype=torch.float32, device=encoder.device)[:, None]
         for k in ("mean_mv", "sd_mv")
     )
 
