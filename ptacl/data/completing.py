@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ptacl.config import differing
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.config import differing
+from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.cohort import Cohort
 from ptacl.data.participant import PREPARATION
 from ptacl.data.store_files import LAYOUT, check_shard, write_shard, write_table

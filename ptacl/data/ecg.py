@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import butter, iirnotch, resample_poly, sosfiltfilt, tf2sos
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 
 # %% ../../nbs/data/10_ecg.ipynb #51cd7f7c
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")

@@ -21,8 +21,9 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ptacl.config import DataConfig, Preparation
-from ptacl.core import BadInput
+from ptacl.base.config import DataConfig, Preparation
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import check_rules
 from ptacl.data.cohort import Cohort, locate_recordings, read_cohort, summarise_report
 from ptacl.data.completing import UNWRITTEN, add_shard, finish_store, locked_store, whole_shards
 from ptacl.data.participant import PREPARATION, find_twins, prepare_participant, settings_of
@@ -30,7 +31,6 @@ from ptacl.data.phenotypes import read_phenotypes
 from ptacl.data.store import Store, open_store
 from ptacl.data.table import REPORT_COLUMNS, report_row, split_of
 from ptacl.data.ukbb import pair_ukbb
-from ptacl.parameters import check_rules
 
 
 # %% ../../nbs/data/76_prepare.ipynb #ca2a1293

@@ -18,8 +18,9 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ptacl.config import Preparation, differing
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.config import Preparation, differing
+from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.parameters import check_rules
 from ptacl.data.cine import Cine, cine_from_array
 from ptacl.data.cohort import Cohort
 from ptacl.data.completing import add_shard, finish_store, locked_store, whole_shards
@@ -27,7 +28,6 @@ from ptacl.data.ecg import ECG, ecg_from_channels, flag_leads
 from ptacl.data.participant import PREPARATION, prepare_participant, settings_of
 from ptacl.data.store import Store, open_store
 from ptacl.data.table import MODALITIES, REPORT_COLUMNS, to_numbers
-from ptacl.parameters import check_rules
 from ptacl.phantom.body import PREVALENCE
 from ptacl.phantom.cohort import (
     CohortConfig,
