@@ -22,16 +22,17 @@ from pathlib import Path
 # Folder of the library -> folders that its notebooks may import from. The order is one way, so there is no
 # circle.
 USES = {
-    "top": (),
-    "losses": ("top",),
-    "data": ("top",),
-    "phantom": ("top", "data"),
-    "models": ("top", "losses", "data"),
-    "evaluation": ("top", "losses", "data", "models"),
-    "training": ("top", "losses", "data", "models", "evaluation"),
-    "use": ("top", "data", "models", "evaluation"),
-    "plots": ("top", "data", "models", "evaluation"),
-    "studies": ("top", "losses", "data", "phantom", "models", "evaluation", "training", "use", "plots"),
+    "base": (),
+    "losses": ("base",),
+    "data": ("base",),
+    "phantom": ("base", "data"),
+    "models": ("base", "losses", "data"),
+    "evaluation": ("base", "losses", "data", "models"),
+    "training": ("base", "losses", "data", "models", "evaluation"),
+    "use": ("base", "data", "models", "evaluation"),
+    "plots": ("base", "data", "models", "evaluation"),
+    "studies": ("base", "losses", "data", "phantom", "models", "evaluation", "training", "use", "plots"),
+    "docs": ("base",),
 }
 MAX_EXPORT_LINES = 90
 MODULE_LINES = (40, 450)  # of a module, as ruff formats it
@@ -153,7 +154,7 @@ class Notebook:
     def module(self) -> str:
         "Name of the module that a library notebook makes, below `ptacl.`."
         name = re.sub(r"^\d\d_", "", self.path.stem)
-        return name if self.folder in ("", "top") else f"{self.folder}.{name}"
+        return f"{self.folder}.{name}" if self.folder else name
 
     @property
     def module_file(self) -> Path:
@@ -353,7 +354,7 @@ def imports_one_way(nb: Notebook) -> Iterator[str]:
             if unknown:
                 yield f"{c}: {unknown} is no notebook's module"
             elif nb.kind == "library":
-                folder = module.rpartition(".")[0] or "top"
+                folder = module.rpartition(".")[0]
                 if folder == nb.folder and known[module] >= nb.number:
                     yield f"{c}: imports ptacl.{module} ({known[module]:02})"
                 elif folder not in (nb.folder, *USES[nb.folder]):

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cavity import cavity_mask, find_ed_es
 from ptacl.data.cine import MIN_FRAMES, cine_from_array, read_cine, sidecar_path, write_cine
 from ptacl.data.heart import find_heart

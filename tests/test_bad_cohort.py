@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import wfdb
 
-from ptacl.core import BadInput, samples_dir
+from ptacl.base.core import BadInput, samples_dir
 from ptacl.data.cohort import check_cohort, cohort_counts, leave_out, read_cohort, summarise_report
 from ptacl.data.ecg_files import read_ecg
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import wfdb
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg import STANDARD_LEADS, ecg_from_array, einthoven_error_mv, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
 

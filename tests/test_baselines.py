@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.beats import find_beats
 from ptacl.data.ecg import resample_ecg, standardise_ecg
 from ptacl.data.ecg_files import read_ecg

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from ptacl.core import BadInput
-from ptacl.docs import build, problems_of, read_order
-from ptacl.pages import page_of
-from ptacl.reference import symbols_of
+from ptacl.base.core import BadInput
+from ptacl.docs.pages import page_of
+from ptacl.docs.reference import symbols_of
+from ptacl.docs.site import build, problems_of, read_order
 
 pytest.importorskip("sphinx", reason="the docs need pip install -e '.[docs]'")
 # MyST's affair

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ptacl.docs import build
+from ptacl.docs.site import build
 
 pytestmark = [
     pytest.mark.slow,

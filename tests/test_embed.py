@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from ptacl.config import TrainConfig
-from ptacl.core import sample_path
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import sample_path
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.ecg_files import read_ecg
 from ptacl.models.ecg_vit import ECGEncoder

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import PROGRAMS
 
-from ptacl.config import TrainConfig, save_config
-from ptacl.core import BadInput, samples_dir, seed_everything
+from ptacl.base.config import TrainConfig, save_config
+from ptacl.base.core import BadInput, samples_dir, seed_everything
 from ptacl.data.batches import load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.losses.contrast import info_nce
@@ -172,7 +172,7 @@ def test_a_real_limit_on_file_size(tmp_path):
 import resource, signal, sys
 from pathlib import Path
 import torch
-from ptacl.core import write_atomic
+from ptacl.base.core import write_atomic
 path = Path(sys.argv[1])
 write_atomic(path, lambda tmp: torch.save(dict(step=1), tmp))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

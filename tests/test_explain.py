@@ -9,8 +9,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from ptacl.config import TrainConfig
-from ptacl.core import samples_dir, seed_everything
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import samples_dir, seed_everything
 from ptacl.data.batches import Batch, draw_batch, for_system, load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.data.ecg import STANDARD_LEADS

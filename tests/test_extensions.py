@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ptacl.core import samples_dir
+from ptacl.base.core import samples_dir
 
 HERE = Path(__file__).parent / "extensions"
 SMALL = dict(
@@ -177,7 +177,7 @@ def test_third_landmark_moves_the_phases(cohort):
     "Up to the end of systole the maps agree; the P onset then lies at 0.85 of the cycle."
     program = """
 import numpy as np
-from ptacl.core import load_extensions
+from ptacl.base.core import load_extensions
 load_extensions({extension!r})
 from ptacl.data.phase import time_to_phase
 rr_ms = 1000.0

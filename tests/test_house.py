@@ -168,7 +168,9 @@ def test_constraints_pin_every_requirement(key):
         )
 
 
-LIGHT = [nb.module for nb in NOTEBOOKS if nb.folder == "top" or (nb.folder == "data" and nb.number < 80)]
+LIGHT = [
+    nb.module for nb in NOTEBOOKS if nb.folder in ("base", "docs") or (nb.folder == "data" and nb.number < 80)
+]
 
 
 def test_data_modules_import_without_torch():
@@ -203,7 +205,7 @@ def test_no_large_files():
 GOOD = [
     ("code", "#| default_exp data.good"),
     ("markdown", "# Good\n\n> A notebook that keeps every rule.\n\nWhat goes in,\nand what comes out."),
-    ("code", "#| export\nimport math\n\nfrom ptacl.core import BadInput"),
+    ("code", "#| export\nimport math\n\nfrom ptacl.base.core import BadInput"),
     ("code", "#| hide\nfrom fastcore.test import test_eq, test_fail"),
     ("markdown", "Half of a number."),
     (
@@ -233,7 +235,7 @@ def make(cells: list[tuple[str, str]], name: str, root: Path) -> house.Notebook:
     "A notebook in a project of its own, with a core module below it and its own module exported."
     path = root / "nbs" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    for below in ("top/00_core", "data/80_high", "models/10_net"):
+    for below in ("base/00_core", "data/80_high", "models/10_net"):
         other = root / "nbs" / f"{below}.ipynb"
         other.parent.mkdir(parents=True, exist_ok=True)
         other.write_text("{}")
@@ -312,7 +314,7 @@ FAULTS = [
     ),
     (
         "imports_one_way",
-        changed(GOOD, "ptacl.core", "ptacl.data.high"),
+        changed(GOOD, "ptacl.base.core", "ptacl.data.high"),
         "data/10_good.ipynb",
         "imports ptacl.data.high (80)",
     ),
@@ -324,13 +326,13 @@ FAULTS = [
     ),
     (
         "imports_one_way",
-        changed(GOOD, "ptacl.core", "ptacl.models.net"),
+        changed(GOOD, "ptacl.base.core", "ptacl.models.net"),
         "data/10_good.ipynb",
         "data does not use models",
     ),
     (
         "imports_one_way",
-        changed(GOOD, "from ptacl.core import BadInput", "from ptacl import nowhere"),
+        changed(GOOD, "from ptacl.base.core import BadInput", "from ptacl import nowhere"),
         "data/10_good.ipynb",
         "ptacl.nowhere is no",
     ),
@@ -495,7 +497,7 @@ FAULTS = [
     ("results_page", PAGE[:1], "results/my_page.ipynb", "asserts nothing"),
     (
         "results_page",
-        [*PAGE, ("code", "from ptacl.core import BadInput")],
+        [*PAGE, ("code", "from ptacl.base.core import BadInput")],
         "results/my_page.ipynb",
         "imports ptacl",
     ),
@@ -570,7 +572,7 @@ def test_short_names_are_for_readers_only(tmp_path):
     (tmp_path / "ptacl" / "use" / "__init__.py").write_text("from ptacl.use.embed import ECGEncoder\n")
     assert list(house.RULES["imports_one_way"](nb)) == []
     inside = make(
-        changed(GOOD, "ptacl.core import BadInput", "ptacl.use import ECGEncoder"),
+        changed(GOOD, "ptacl.base.core import BadInput", "ptacl.use import ECGEncoder"),
         "data/10_good.ipynb",
         tmp_path,
     )
@@ -640,7 +642,7 @@ def test_experiment_with_outputs_is_found(tmp_path):
 def test_orphans_and_copies_are_found(tmp_path):
     make(GOOD, "data/10_good.ipynb", tmp_path)
     make(GOOD, "data/10_twin.ipynb", tmp_path)
-    for name in ("top/00_core.ipynb", "data/80_high.ipynb", "models/10_net.ipynb"):
+    for name in ("base/00_core.ipynb", "data/80_high.ipynb", "models/10_net.ipynb"):
         (tmp_path / "nbs" / name).unlink()
     (tmp_path / "ptacl" / "data" / "old.py").write_text("")
     (tmp_path / "ptacl" / "attic").mkdir()
@@ -655,14 +657,14 @@ def test_orphans_and_copies_are_found(tmp_path):
 def test_stale_module_and_unclean_notebook_are_found(tmp_path):
     "The copies on which export and clean are tried do show a difference."
     project = project_copy(tmp_path)
-    core = project / "ptacl" / "core.py"
+    core = project / "ptacl" / "base" / "core.py"
     fresh = core.read_bytes()
     core.write_bytes(fresh + b"\n# edited by hand\n")
-    nb = project / "nbs" / "top/00_core.ipynb"
+    nb = project / "nbs" / "base" / "00_core.ipynb"
     clean = nb.read_text(encoding="utf-8")
     nb.write_text(clean.replace('"execution_count": null', '"execution_count": 7', 1), encoding="utf-8")
     export(project)
-    command("nbdev_clean", project, "--fname", "nbs/top/00_core.ipynb")
+    command("nbdev_clean", project, "--fname", "nbs/base/00_core.ipynb")
     assert core.read_bytes() == fresh and nb.read_text(encoding="utf-8") == clean
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.published import mmcl_encoder, vitmae_encoder
 from ptacl.models.weights import save_weights

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ptacl.config import TrainConfig
-from ptacl.core import samples_dir, seed_everything
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import samples_dir, seed_everything
 from ptacl.data.batches import Batch, draw_batch, load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.models.layers import count_parameters

@@ -9,11 +9,11 @@ import papermill
 import pytest
 import yaml
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import field_meanings
 from ptacl.data.augment import Augmentation
 from ptacl.data.prepare import PrepareConfig
-from ptacl.parameters import field_meanings
 from ptacl.phantom.cohort import SimulateConfig
 from ptacl.phantom.realism import ValidateConfig
 from ptacl.plots.explorer import ExploreConfig

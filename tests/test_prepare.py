@@ -32,7 +32,8 @@ from test_bad_cohort import (
     truncate,
 )
 
-from ptacl.core import samples_dir
+from ptacl.base.core import samples_dir
+from ptacl.base.parameters import field_meanings
 from ptacl.data.cine import cine_from_array, read_cine, write_cine
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.ecg_files import read_ecg
@@ -41,7 +42,6 @@ from ptacl.data.prepare import PrepareConfig, prepare_cohort, read_source
 from ptacl.data.prepared import find_doubts, prepare_ecg
 from ptacl.data.quality import quality_html
 from ptacl.data.store import open_store
-from ptacl.parameters import field_meanings
 from ptacl.studies.launch import run_notebook
 
 CFG = PrepareConfig(n_frames=8, crop_px=32, pixel_mm=4.0, workers=1)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptacl.config import TrainConfig, load_config
-from ptacl.core import BadInput, samples_dir
+from ptacl.base.config import TrainConfig, load_config
+from ptacl.base.core import BadInput, samples_dir
 from ptacl.data.table import split_of
 from ptacl.models.cine import CineEncoder
 from ptacl.models.ecg_vit import ECGEncoder

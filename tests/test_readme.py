@@ -26,9 +26,9 @@ def run(root: Path, *args: str) -> subprocess.CompletedProcess:
 def project(tmp_path) -> Path:
     "A project with an index and no README yet."
     cells = [
-        new_code_cell("#| hide\nfrom ptacl.core import sample_path"),
+        new_code_cell("#| hide\nfrom ptacl.base.core import sample_path"),
         new_markdown_cell(
-            "# ptacl\n\n> Title.\n\n[core](top/00_core.ipynb), [licence](../LICENSE), "
+            "# ptacl\n\n> Title.\n\n[core](base/00_core.ipynb), [licence](../LICENSE), "
             "[web](https://e.x/a), [here](#a)\n\n![](images/own.png)"
         ),
         new_markdown_cell("<!-- command: tests -->\n```\npip install -e . && pytest\n```"),
@@ -48,7 +48,7 @@ def project(tmp_path) -> Path:
 def test_render(project):
     assert run(project).returncode == 0
     text = (project / "README.md").read_text()
-    assert "[core](nbs/top/00_core.ipynb), [licence](LICENSE), [web](https://e.x/a), [here](#a)" in text
+    assert "[core](nbs/base/00_core.ipynb), [licence](LICENSE), [web](https://e.x/a), [here](#a)" in text
     assert "![](nbs/images/own.png)" in text and "![figure](nbs/images/index_abc_0.png)" in text
     assert (project / "nbs" / "images" / "index_abc_0.png").read_bytes() == b"\x89PNG not really"
     assert "<!-- command: tests -->\n```\npip install -e . && pytest\n```" in text

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cavity import cavity_area, cavity_mask, find_ed_es
 from ptacl.data.cine import MIN_FRAMES, cine_from_array, mid_slice, read_cine, write_cine
 from ptacl.data.heart import crop_heart, find_heart, scale_intensity

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cavity import find_ed_es
 from ptacl.data.cine import mid_slice
 from ptacl.data.cine_dicom import read_dicom_cine

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ptacl.config import load_config
-from ptacl.core import sample_path, samples_dir, seed_everything
+from ptacl.base.config import load_config
+from ptacl.base.core import sample_path, samples_dir, seed_everything
 from ptacl.data.batches import load_data
 from ptacl.models.saved import from_pretrained, start_encoders
 from ptacl.models.systems import build_system

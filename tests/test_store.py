@@ -19,8 +19,8 @@ import pytest
 import torch
 from conftest import PROGRAMS
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput, samples_dir, seed_everything
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, samples_dir, seed_everything
 from ptacl.data.batches import draw_batch, load_data, load_pairs, stored_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.data.participant import MEASURES, prepare_participant, settings_of, store_fields

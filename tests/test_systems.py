@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from ptacl.config import TrainConfig
-from ptacl.core import samples_dir, seed_everything
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import samples_dir, seed_everything
 from ptacl.data.batches import Batch, draw_batch, for_system, load_data, load_pairs
 from ptacl.data.cine import mid_slice, read_cine, write_cine
 from ptacl.data.cohort import read_cohort

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.evaluation.conditions import condition_probe, predict_conditions, score_classification
 from ptacl.evaluation.labels import label_efficiency
 from ptacl.evaluation.probe import fit_knn, fit_ridge, knn_probe, predict_phenotypes, ridge_probe

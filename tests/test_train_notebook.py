@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ptacl.config import TrainConfig, load_config
+from ptacl.base.config import TrainConfig, load_config
 from ptacl.data.cine import cine_from_array
 from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.ecg_files import read_ecg

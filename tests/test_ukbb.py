@@ -18,7 +18,7 @@ import pytest
 import ukbb_files as write
 from pydicom.uid import JPEG2000
 
-from ptacl.core import BadInput, sample_path
+from ptacl.base.core import BadInput, sample_path
 from ptacl.data.beats import find_r_peaks
 from ptacl.data.cine import mid_slice, read_cine, write_cine
 from ptacl.data.cine_dicom import read_dicom_cine

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from ptacl.config import Preparation
-from ptacl.core import BadInput
+from ptacl.base.config import Preparation
+from ptacl.base.core import BadInput
 
 
 # %% ../../nbs/data/80_augment.ipynb #03e5df7d

@@ -28,8 +28,9 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import listed
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
 from ptacl.data.cohort import Cohort, read_cohort
 from ptacl.data.participant import find_twins, prepare_participant, settings_of
@@ -37,7 +38,6 @@ from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_sys
 from ptacl.data.store import Column, Store, open_store, store_in_memory
 from ptacl.data.store_files import is_store
 from ptacl.data.table import MODALITIES, REPORT_COLUMNS
-from ptacl.parameters import listed
 
 
 # %% ../../nbs/data/90_batches.ipynb #8439ae2f

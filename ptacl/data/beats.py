@@ -22,7 +22,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG
 
 

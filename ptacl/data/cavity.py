@@ -9,7 +9,7 @@ __all__ = ["cavity_mask", "cavity_area", "find_ed_es"]
 import numpy as np
 from scipy import ndimage
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.heart import find_heart
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, write_atomic
 
 # %% ../../nbs/data/30_cine.ipynb #3c752138
 VIEWS = dict(  # name, in UK Biobank's spelling -> what it shows

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine, cine_from_array
 from ptacl.data.dicom_study import StudyImage, open_study, study_images
 from ptacl.data.ecg_dicom import quiet_pydicom

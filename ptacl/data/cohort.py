@@ -24,7 +24,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cine import read_cine
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.table import (

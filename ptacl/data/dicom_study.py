@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg_dicom import quiet_pydicom
 
 # %% ../../nbs/data/45_dicom_study.ipynb #fa44b575

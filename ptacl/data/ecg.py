@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import butter, firwin, iirnotch, resample_poly, tf2sos
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.zero_phase import zero_phase
 
 # %% ../../nbs/data/10_ecg.ipynb #51cd7f7c

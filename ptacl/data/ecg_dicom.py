@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG, STANDARD_LEADS, ecg_from_channels, lead_name, mv_per_unit
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ptacl.core import BadInput, load_extensions
+from ptacl.base.core import BadInput, load_extensions
 from ptacl.data.ecg import ECG, ecg_from_channels, lead_name, lead_rows, mv_per_unit
 from ptacl.data.ecg_dicom import ecg_from_dicom
 from ptacl.data.ecg_xml import read_xml_ecg

@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG, LEADS_NEEDED, ecg_from_channels, mv_per_unit
 
 # %% ../../nbs/data/12_ecg_xml.ipynb #1476de4b

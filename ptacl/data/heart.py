@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine
 
 

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ptacl.config import Preparation
-from ptacl.core import BadInput
+from ptacl.base.config import Preparation
+from ptacl.base.core import BadInput
 from ptacl.data.cine import read_cine
 from ptacl.data.cohort import find_recording
 from ptacl.data.ecg import STANDARD_LEADS

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptacl.core import BadInput, entry_of
+from ptacl.base.core import BadInput, entry_of
 from ptacl.data.beats import Beats
 from ptacl.data.cavity import find_ed_es
 from ptacl.data.cine import Cine

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 
 
 # %% ../../nbs/data/52_phenotypes.ipynb #99189649

@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ptacl.config import DataConfig, Preparation, differing
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.config import DataConfig, Preparation, differing
+from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.parameters import check_rules
 from ptacl.data.cohort import Cohort, locate_recordings, read_cohort, summarise_report
 from ptacl.data.participant import PREPARATION, find_twins, prepare_participant, settings_of
 from ptacl.data.phenotypes import read_phenotypes
@@ -31,7 +32,6 @@ from ptacl.data.store import Store, open_store
 from ptacl.data.store_files import LAYOUT, check_shard, write_shard, write_table
 from ptacl.data.table import REPORT_COLUMNS, report_row, split_of
 from ptacl.data.ukbb import pair_ukbb
-from ptacl.parameters import check_rules
 
 
 # %% ../../nbs/data/76_prepare.ipynb #ca2a1293

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.beats import find_beats, median_of_beats
 from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg

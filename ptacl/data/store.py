@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.config import same_preparation
-from ptacl.core import BadInput
+from ptacl.base.config import same_preparation
+from ptacl.base.core import BadInput
 from ptacl.data.cohort import Cohort
 from ptacl.data.participant import MEASURES, store_fields
 from ptacl.data.prepared import STEPS

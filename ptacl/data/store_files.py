@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.participant import PREPARATION, store_fields
 from ptacl.data.table import REPORT_COLUMNS
 

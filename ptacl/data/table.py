@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, write_atomic
 
 # %% ../../nbs/data/62_table.ipynb #08946d4b
 SPLITS = ("train", "val", "test")

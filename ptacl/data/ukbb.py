@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine
 from ptacl.data.cine_dicom import KNOWN_SERIES_NAME, cine_from_images
 from ptacl.data.dicom_study import open_study, study_images

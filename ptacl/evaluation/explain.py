@@ -36,7 +36,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter1d
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch
 from ptacl.models.layers import Attention
 from ptacl.models.system import System

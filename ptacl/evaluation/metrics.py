@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from ptacl.core import BadInput, entry_of
+from ptacl.base.core import BadInput, entry_of
 
 # %% ../../nbs/evaluation/05_metrics.ipynb #f4dba367
 TASKS = ("regression", "calibration", "classification", "retrieval", "similar", "training")

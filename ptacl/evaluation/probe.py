@@ -31,7 +31,7 @@ from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.evaluation.bootstrap import bootstrap_ci
 from ptacl.evaluation.metrics import METRICS, OF_TARGET, chance_of, metrics_of
 from ptacl.evaluation.retrieval import as_rows

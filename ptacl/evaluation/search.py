@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 
 
 # %% ../../nbs/evaluation/18_search.ipynb #ce5ce0f0

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.evaluation.bootstrap import Interval, bootstrap_ci
 from ptacl.evaluation.retrieval import TIE, paired_unit_rows, row_blocks
 

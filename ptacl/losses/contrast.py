@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 
 
 # %% ../../nbs/losses/10_contrast.ipynb #76abaac0

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.losses.contrast import unit
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.losses.contrast import info_nce, unit
 
 

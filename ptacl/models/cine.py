@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.models.layers import Block, sincos_grid, sincos_positions
 from ptacl.models.weights import Saved
 

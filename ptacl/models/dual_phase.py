@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.batches import Batch
 from ptacl.losses.contrast import info_nce
 from ptacl.losses.systems import info_nce_two_phases

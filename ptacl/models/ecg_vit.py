@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.augment import BatchGenerator, draw_rows
 from ptacl.models.layers import Block, ecg_token_phase, sincos_positions
 from ptacl.models.weights import Saved

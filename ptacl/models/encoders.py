@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from ptacl.config import TrainConfig
-from ptacl.core import entry_of
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import entry_of
 from ptacl.models.cine import CINE_SIZES, CineEncoder, CineSize
 from ptacl.models.ecg_vit import ECG_SIZES, ECGEncoder, ECGSize
 from ptacl.models.resnet import RESNET_SIZES, ResNetSize

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 
 
 # %% ../../nbs/models/10_layers.ipynb #c17995c5

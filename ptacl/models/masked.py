@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch
 from ptacl.models.cine import CineEncoder
 from ptacl.models.ecg_vit import ECGEncoder, draw_kept

@@ -9,7 +9,7 @@ __all__ = ["frames_at", "es_phase", "MMCL", "mmcl_from_config", "mmcl_loss"]
 import torch
 from torch import Tensor, nn
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.batches import Batch
 from ptacl.data.phase import CANONICAL_ES
 from ptacl.losses.contrast import info_nce

@@ -9,7 +9,7 @@ __all__ = ["PTACL", "model_from_config", "ptacl_loss"]
 import torch
 from torch import Tensor, nn
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.batches import Batch
 from ptacl.losses.contrast import info_nce
 from ptacl.losses.local import local_info_nce

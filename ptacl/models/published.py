@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.weights import first_names, fit_weights, model_folder, read_settings, read_weights
 

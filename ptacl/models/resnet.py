@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 
 
 # %% ../../nbs/models/26_resnet.ipynb #186836e0

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptacl.config import TrainConfig, same_preparation
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig, same_preparation
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import Parameters
 from ptacl.data.batches import Batch
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
@@ -31,7 +32,6 @@ from ptacl.data.prepared import ecg_windows, prepare_cine
 from ptacl.models.system import System
 from ptacl.models.systems import build_system
 from ptacl.models.weights import Saved, fit_weights, model_folder, read_settings, read_weights, save_weights
-from ptacl.parameters import Parameters
 
 # %% ../../nbs/models/80_saved.ipynb #f84a44b6
 # part of a model -> the settings of its preparation, and the buffers that hold its scaling

@@ -9,13 +9,13 @@ __all__ = ["Supervised", "supervised_from_config", "supervised_loss"]
 import torch
 from torch import Tensor, nn
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import listed
 from ptacl.data.batches import Batch, Pairs
 from ptacl.losses.systems import masked_mse
 from ptacl.models.encoders import ecg_encoder_from_config
 from ptacl.models.system import Embeddings, System
-from ptacl.parameters import listed
 
 
 # %% ../../nbs/models/55_supervised.ipynb #74185d34

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptacl.config import TrainConfig
-from ptacl.core import entry_of
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import entry_of
+from ptacl.base.parameters import listed
 from ptacl.data.batches import Batch
 from ptacl.models.dual_phase import dual_phase_from_config, dual_phase_loss
 from ptacl.models.layers import count_parameters
@@ -31,7 +32,6 @@ from ptacl.models.mmcl import mmcl_from_config, mmcl_loss
 from ptacl.models.ptacl import model_from_config, ptacl_loss
 from ptacl.models.supervised import supervised_from_config, supervised_loss
 from ptacl.models.system import Embeddings, System
-from ptacl.parameters import listed
 
 
 # %% ../../nbs/models/70_systems.ipynb #9090574d

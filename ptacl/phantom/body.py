@@ -8,7 +8,7 @@ __all__ = ["PREVALENCE", "participant_rng", "draw_body", "draw_conditions", "dra
 # %% ../../nbs/phantom/10_body.ipynb #93926848
 import numpy as np
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 
 # %% ../../nbs/phantom/10_body.ipynb #65e913ac
 _STREAMS = ("latents", "ecg", "cine")

@@ -21,7 +21,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.phantom.latents import draw_latents, further_phenotypes, lv_length_mm
 
 # %% ../../nbs/phantom/50_ceiling.ipynb #66408286

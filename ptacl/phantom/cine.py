@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine
 from ptacl.phantom.latents import Latents, lv_length_mm
 from ptacl.phantom.slices import draw_anatomy, paint_slice, slice_masks

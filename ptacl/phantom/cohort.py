@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.parameters import Parameters
 from ptacl.data.cine import Cine, sidecar_path, write_cine
 from ptacl.data.ecg import ECG
 from ptacl.data.phenotypes import PHENOTYPES
-from ptacl.parameters import Parameters
 from ptacl.phantom.body import PREVALENCE, draw_conditions, participant_rng
 from ptacl.phantom.cine import check_cine_recipe, simulate_cine
 from ptacl.phantom.ecg import UV_PER_LSB, simulate_ecg

@@ -8,7 +8,7 @@ __all__ = ["UV_PER_LSB", "draw_rhythm", "simulate_ecg"]
 # %% ../../nbs/phantom/26_ecg.ipynb #d536f12e
 import numpy as np
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG, STANDARD_LEADS
 from ptacl.phantom.dipole import Bumps, ectopic_bumps, participant_bumps
 from ptacl.phantom.latents import Latents, repolarisation_ms, t_peak_ms

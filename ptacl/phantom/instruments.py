@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.signal import welch
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.beats import cut_beats, find_ectopic, find_r_peaks
 from ptacl.data.ecg import ECG, STANDARD_LEADS, standardise_ecg
 from ptacl.data.ecg_files import read_ecg

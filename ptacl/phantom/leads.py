@@ -18,7 +18,7 @@ __all__ = [
 import numpy as np
 from scipy.signal import lfilter
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.phantom.dipole import Bumps
 

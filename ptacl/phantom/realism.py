@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.parameters import Parameters
 from ptacl.data.cavity import find_ed_es
 from ptacl.data.ecg import ECG
 from ptacl.data.heart import find_heart
-from ptacl.parameters import Parameters
 from ptacl.phantom.body import participant_rng
 from ptacl.phantom.cine import simulate_cine
 from ptacl.phantom.ecg import simulate_ecg

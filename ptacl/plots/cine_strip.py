@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.plots.paper import paper_size, plot_ecg
 from ptacl.plots.sheet import COLOURS, PHASE_CMAP, ink_on, new_figure
 

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.phase import phase_distance
 from ptacl.plots.sheet import COLOURS, finish_axes, new_figure
 

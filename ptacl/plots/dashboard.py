@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
 from ptacl.plots.curves import draw_curve
 from ptacl.plots.sheet import COLOURS, finish_axes, new_figure
 

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.evaluation.retrieval import as_rows
 from ptacl.plots.sheet import COLOURS, finish_axes, new_figure
 

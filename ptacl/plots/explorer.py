@@ -44,14 +44,14 @@ from ipywidgets import (
 )
 from PIL import Image
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import Parameters
 from ptacl.data.batches import Pairs
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.phase import end_systole_frame
 from ptacl.models.system import Embeddings
 from ptacl.models.systems import system_entry
-from ptacl.parameters import Parameters
 from ptacl.plots.gallery import nearest_participants
 from ptacl.plots.movies import frame_caption
 from ptacl.plots.paper import plot_ecg, strip_places

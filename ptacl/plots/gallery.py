@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.evaluation.search import search_gallery
 from ptacl.plots.paper import paper_size, plot_ecg
 from ptacl.plots.sheet import COLOURS, new_figure

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import map_coordinates
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.plots.sheet import COLOURS, PHASE_CMAP, ink_on, new_figure
 
 

@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.phase import phase_distance
 from ptacl.plots.paper import plot_ecg, strip_places
 from ptacl.plots.sheet import COLOURS, PHASE_CMAP

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.plots.sheet import COLOURS, PHASE_CMAP, new_figure
 
 # %% ../../nbs/plots/10_paper.ipynb #08f14192

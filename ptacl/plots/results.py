@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.evaluation.metrics import METRICS
 from ptacl.plots.sheet import COLOURS, finish_axes, new_figure
 

@@ -26,7 +26,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs
 from ptacl.data.beats import Beats, cut_beats, find_beats, find_ectopic
 from ptacl.data.ecg import ECG, STANDARD_LEADS

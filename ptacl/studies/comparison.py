@@ -28,8 +28,9 @@ import pandas as pd
 from safetensors.numpy import save_file
 from sklearn.preprocessing import StandardScaler
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput, entry_of, samples_dir, seed_everything, write_atomic
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, entry_of, samples_dir, seed_everything, write_atomic
+from ptacl.base.parameters import Parameters, check_names, checked_type
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.participant import settings_of
 from ptacl.data.prepare import PrepareConfig, prepare_cohort, read_source
@@ -42,7 +43,6 @@ from ptacl.evaluation.similar import ALL, DISTANCE, similar_by_participant
 from ptacl.models.layers import count_parameters
 from ptacl.models.saved import save_pretrained, start_encoders
 from ptacl.models.systems import build_system
-from ptacl.parameters import Parameters, check_names, checked_type
 from ptacl.studies.classical import demographic_features, ecg_feature_table, feature_filler
 from ptacl.studies.methods import Cell, comparison_cells, known_methods
 from ptacl.training.checkpoint import fit_input_scaling

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.batches import load_data
 from ptacl.data.participant import settings_of
 from ptacl.evaluation.labels import label_subsets

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ptacl.core import BadInput, write_atomic
-from ptacl.parameters import check_names
+from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.parameters import check_names
 from ptacl.training.distributed import TRAINING_FILE, this_process
 
 

@@ -10,8 +10,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
 from ptacl.data.prepare import PrepareConfig
 from ptacl.models.systems import SYSTEMS
 from ptacl.training.pretraining import PretrainConfig

@@ -15,8 +15,9 @@ import pandas as pd
 import wfdb
 from sklearn.preprocessing import StandardScaler
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput, samples_dir, seed_everything
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, samples_dir, seed_everything
+from ptacl.base.parameters import Parameters, check_names
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.cohort import phenotype_columns
 from ptacl.evaluation.conditions import predict_conditions
@@ -24,7 +25,6 @@ from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.saved import from_pretrained
 from ptacl.models.system import Embeddings, System
 from ptacl.models.systems import build_system
-from ptacl.parameters import Parameters, check_names
 from ptacl.training.checkpoint import fit_input_scaling
 from ptacl.training.watch import embed_pairs
 from ptacl.use.command import find_ecgs

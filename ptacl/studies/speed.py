@@ -36,8 +36,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import Parameters
 from ptacl.data.augment import augment, augmentation_from_config, step_generator
 from ptacl.data.batches import Pairs, draw_batch, stored_pairs
 from ptacl.data.cohort import Cohort
@@ -47,7 +48,6 @@ from ptacl.data.store import Store, open_store
 from ptacl.data.store_files import write_shard, write_table
 from ptacl.models.encoders import PRESETS
 from ptacl.models.ptacl import model_from_config
-from ptacl.parameters import Parameters
 from ptacl.phantom.cohort import simulate_participant
 from ptacl.training.loop import fit
 

@@ -34,8 +34,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ptacl.config import TrainConfig, save_config
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig, save_config
+from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.ecg_files import read_ecg
 from ptacl.losses.contrast import info_nce
@@ -307,7 +307,7 @@ def _children(name: str, cfg: TrainConfig, environments: list[dict[str, str]], *
         path = Path(scratch) / "config.json"
         save_config(cfg, path)
         lines = (
-            "from ptacl.config import load_config",
+            "from ptacl.base.config import load_config",
             f"from ptacl.studies.throughput import {name}",
             f"print({name}(load_config({str(path)!r}), *{args!r}))",
         )

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
 from ptacl.data.augment import BatchGenerator, augment, augmentation_from_config
 from ptacl.data.batches import Batch, Pairs, draw_batch, epoch_order
 from ptacl.models.ecg_vit import draw_kept

@@ -17,8 +17,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.batches import Pairs
 from ptacl.data.ecg_scaling import fit_scaling
 from ptacl.training.device import compile_blocks

@@ -12,8 +12,8 @@ from datetime import timedelta
 import torch
 from lightning_fabric import Fabric
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
 from ptacl.models.layers import Block
 from ptacl.training.distributed import StartedDDP, check_processes
 

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.models.system import Embeddings
 
 

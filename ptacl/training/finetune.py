@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput, seed_everything
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, seed_everything
+from ptacl.base.parameters import listed
 from ptacl.data.batches import Batch, Pairs, evaluation_batches, for_system
 from ptacl.evaluation.metrics import OF_TARGET, metrics_of
 from ptacl.evaluation.probe import score_regression
 from ptacl.models.saved import start_encoders
 from ptacl.models.supervised import Supervised
 from ptacl.models.systems import build_system
-from ptacl.parameters import listed
 from ptacl.training.loop import fit
 from ptacl.training.watch import best_row, embed_pairs, evaluate
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput, entry_of
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, entry_of
 
 
 # %% ../../nbs/training/55_log_sinks.ipynb #bb15b624

@@ -16,8 +16,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch, Pairs
 from ptacl.models.systems import objective
 from ptacl.training.batches import StepBatch, TrainingBatches

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 
 
 # %% ../../nbs/training/30_optimiser.ipynb #a3017f7f

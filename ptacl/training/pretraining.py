@@ -23,8 +23,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ptacl.config import DataConfig, Preparation, TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import DataConfig, Preparation, TrainConfig
+from ptacl.base.core import BadInput
+from ptacl.base.parameters import check_rules
 from ptacl.data.batches import Batch, Pairs, evaluation_batches, load_data
 from ptacl.data.cohort import Cohort
 from ptacl.models.cine import CineEncoder
@@ -40,7 +41,6 @@ from ptacl.models.masked import (
 )
 from ptacl.models.saved import described_parts
 from ptacl.models.weights import save_weights
-from ptacl.parameters import check_rules
 from ptacl.training.checkpoint import TrainState
 from ptacl.training.distributed import gather
 from ptacl.training.loop import fit

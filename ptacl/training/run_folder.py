@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from ptacl.config import TrainConfig, load_config, save_config
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.config import TrainConfig, load_config, save_config
+from ptacl.base.core import BadInput, write_atomic
 from ptacl.training.checkpoint import HARMLESS
 from ptacl.training.device import fabric_from_config
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ptacl.config import TrainConfig
-from ptacl.core import BadInput
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs, evaluation_batches
 from ptacl.data.phase import phase_distance
 from ptacl.evaluation.metrics import is_better_when_higher

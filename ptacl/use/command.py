@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.ecg_files import recording_suffixes
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.use.embed import Source, embed, left_out, shared_head

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG, ecg_from_array
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.prepared import ecg_windows

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptacl.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.use.embed import has_head, shared_head

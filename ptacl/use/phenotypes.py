@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ptacl.core import BadInput
+from ptacl.base.core import BadInput
 from ptacl.evaluation.probe import fit_ridge
 from ptacl.models.ecg_vit import ECGEncoder
 from ptacl.models.weights import model_folder, read_settings, read_weights, save_weights

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.beats import Beats
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG, ecg_from_array

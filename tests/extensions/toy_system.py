@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.batches import Batch
 from ptacl.models.system import Embeddings, System
 from ptacl.models.systems import SYSTEMS, SystemEntry

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.batches import Batch
 from ptacl.models.ptacl import model_from_config
 from ptacl.training.batches import StepBatch

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ptacl.config import load_config
-from ptacl.core import samples_dir, seed_everything
+from ptacl.base.config import load_config
+from ptacl.base.core import samples_dir, seed_everything
 from ptacl.data.batches import load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.models.ptacl import model_from_config

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from ptacl.config import TrainConfig
+from ptacl.base.config import TrainConfig
 from ptacl.data.batches import draw_batch, load_data
 
 

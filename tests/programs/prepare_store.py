@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 
-from ptacl.core import samples_dir
+from ptacl.base.core import samples_dir
 from ptacl.data.cohort import read_cohort
 from ptacl.data.prepare import PrepareConfig, prepare_cohort
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptacl.config import TrainConfig
-from ptacl.core import samples_dir, seed_everything
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import samples_dir, seed_everything
 from ptacl.data.batches import load_data
 from ptacl.data.cohort import phenotype_columns
 from ptacl.evaluation.probe import ridge_probe

@@ -1,0 +1,1 @@
+"What all other folders stand on: errors, samples, seeds, files written whole, registries, settings."
