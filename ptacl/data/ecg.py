@@ -419,6 +419,7 @@ def _cleaning_sos(fs: float, mains_hz: float) -> np.ndarray:
 def clean_ecg(
     ecg: ECG,  # the record, at any rate
     mains_hz: float,  # mains frequency where it was recorded, 50 or 60 Hz; 0 = leave the mains in
+    n_samples: int | None = None,  # how many to keep, from the first; None = all; the filters see all
 ) -> ECG:  # the same record without baseline wander and mains
     "Remove baseline wander (0.5 Hz) and mains by zero-phase filters."
     if mains_hz and not 40 <= mains_hz <= 70:
@@ -426,7 +427,7 @@ def clean_ecg(
             ecg.source, f"mains_hz is {mains_hz}", "Give 50 or 60 (Hz), or 0 to leave the mains in."
         )
     pad = min(round(2 * ecg.fs), ecg.signal_LT.shape[1] - 1)
-    y_LT = zero_phase(_cleaning_sos(ecg.fs, mains_hz), ecg.signal_LT, pad)
+    y_LT = zero_phase(_cleaning_sos(ecg.fs, mains_hz), ecg.signal_LT, pad, n_samples)
     y_LT[~ecg.lead_ok_L] = 0
     return replace(ecg, signal_LT=y_LT.astype(np.float32))
 
@@ -436,6 +437,7 @@ def standardise_ecg(
     ecg: ECG,  # the record as read
     fs: float,  # wanted sampling rate, Hz
     mains_hz: float,  # mains frequency where it was recorded, 50 or 60 Hz; 0 = leave the mains in
+    n_samples: int | None = None,  # how many to keep, as in `clean_ecg`
 ) -> ECG:  # at the wanted rate, without baseline wander and mains
     "Resample, then clean."
-    return clean_ecg(resample_ecg(ecg, fs), mains_hz)
+    return clean_ecg(resample_ecg(ecg, fs), mains_hz, n_samples)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.signal import sosfilt, sosfilt_zi
 
 # %% ../../nbs/data/08_zero_phase.ipynb #66d375a6
-BLOCK = 48  # samples of a block: of 32 to 64 the best, by little
+BLOCK = 56  # samples of a block: of 32 to 80 the best, by little
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,12 @@ def zero_phase(
     sos: np.ndarray,  # filter as second-order sections, (sections, 6)
     signal_LT: np.ndarray,  # leads, (L, T), any unit
     pad: int,  # samples of the mirror image at both ends, 1 to T - 1
-) -> np.ndarray:  # in the unit of the leads, float64, (L, T)
+    n_samples: int | None = None,  # how many are wanted, from the first; None = all
+) -> np.ndarray:  # in the unit of the leads, float64, (L, T) or (L, n_samples)
     "Filter leads forwards and backwards."
     m = _blocks(np.ascontiguousarray(sos, np.float64).tobytes())
     L, T = signal_LT.shape
+    n = T if n_samples is None else min(n_samples, T)
     S = len(m.steady_S)
     fill = -(T + 2 * pad) % BLOCK
     start = fill + pad
@@ -105,19 +107,24 @@ def zero_phase(
     whole_LT[:, fill:start] = mirror_LT[:, T - 1 - pad : T - 1]
     whole_LT[:, :fill] = mirror_LT[:, T - 1 - pad, None]
     whole_LT[:, start + T :] = mirror_LT[:, 1 : pad + 1]
-    x_KLX = _scratch.array("blocks", (K, L, BLOCK + 2 * S))
-    x_KLX[..., :BLOCK] = whole_LT.reshape(L, K, BLOCK).transpose(1, 0, 2)
-    flat = x_KLX.reshape(K * L, -1)
-    added_KLS2 = (flat[:, :BLOCK] @ m.states_BS2).reshape(K, L, 2 * S)
+    added_LK = (whole_LT.reshape(L * K, BLOCK) @ m.states_BS2).reshape(L, K, 2 * S)
+    added_KLS2 = np.ascontiguousarray(added_LK.transpose(1, 0, 2))
     state_KLS = np.concatenate([(whole_LT[:, :1] * m.steady_S)[None], added_KLS2[:-1, :, :S]])
     _run(state_KLS, m.powers)
-    x_KLX[..., BLOCK : BLOCK + S] = state_KLS
-    end_L1 = x_KLX[-1, :, : BLOCK + S] @ m.last_X[:, None]
+    end_L1 = np.hstack([whole_LT[:, -BLOCK:], state_KLS[-1]]) @ m.last_X[:, None]
     # the way back, its blocks in the order in which it meets them
     back_KLS = np.concatenate([(end_L1 * m.steady_S)[None], added_KLS2[:0:-1, :, S:]])
     back_KLS[1:] += (state_KLS[:0:-1].reshape(-1, S) @ m.back_SS).reshape(K - 1, L, S)
     _run(back_KLS, m.powers)
-    x_KLX[..., BLOCK + S :] = back_KLS[::-1]
-    out = np.matmul(flat, m.out_XB, out=_scratch.array("filtered", (K * L, BLOCK)))
-    whole_LT.reshape(L, K, BLOCK)[...] = out.reshape(K, L, BLOCK).transpose(1, 0, 2)
-    return whole_LT[:, start : start + T].copy()
+    # the blocks of what is wanted
+    first = start // BLOCK
+    stop = -(-(start + n) // BLOCK)
+    x_LKX = _scratch.array("blocks", (L, stop - first, BLOCK + 2 * S))
+    x_LKX[..., :BLOCK] = whole_LT.reshape(L, K, BLOCK)[:, first:stop]
+    x_LKX[..., BLOCK : BLOCK + S] = state_KLS[first:stop].transpose(1, 0, 2)
+    x_LKX[..., BLOCK + S :] = back_KLS[::-1][first:stop].transpose(1, 0, 2)
+    rows = L * (stop - first)
+    filtered = _scratch.array("filtered", (rows, BLOCK))
+    np.matmul(x_LKX.reshape(rows, BLOCK + 2 * S), m.out_XB, out=filtered)
+    offset = start - first * BLOCK
+    return filtered.reshape(L, -1)[:, offset : offset + n].copy()
