@@ -22,10 +22,11 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import butter, find_peaks, sosfiltfilt
+from scipy.signal import butter, find_peaks
 
 from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG
+from ptacl.data.zero_phase import zero_phase
 
 
 # %% ../../nbs/data/20_beats.ipynb #9194b084
@@ -37,7 +38,7 @@ def _butterworth(fs: float, kind: str, *edges_hz: float) -> np.ndarray:
 
 def _filtered(x_LT: np.ndarray, fs: float, sos: np.ndarray) -> np.ndarray:
     "Filtered without delay; short records are mirrored as far as they go."
-    return sosfiltfilt(sos, x_LT, axis=-1, padtype="even", padlen=min(round(fs), x_LT.shape[-1] - 1))
+    return zero_phase(sos, x_LT, min(round(fs), x_LT.shape[-1] - 1))
 
 
 def bandpass(

@@ -139,7 +139,7 @@ def _qrs_width_ms(ecg: ECG, r_peaks: np.ndarray) -> float:
     inside = r_peaks[(r_peaks >= half) & (r_peaks + half < ecg.signal_LT.shape[1])]
     if len(inside) < 2:
         return float("nan")
-    y_LT = bandpass(ecg.signal_LT[ecg.lead_ok_L].astype(np.float64), ecg.fs, 1, 40)
+    y_LT = bandpass(ecg.signal_LT[ecg.lead_ok_L], ecg.fs, 1, 40)
     beat_LT = median_of_beats(y_LT, inside, half, half)
     share_T = np.cumsum((np.gradient(beat_LT, axis=1) ** 2).sum(0))
     start, stop = np.searchsorted(share_T, share_T[-1] * np.array([0.05, 0.95]))
