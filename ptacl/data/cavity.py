@@ -6,6 +6,8 @@
 __all__ = ["cavity_mask", "cavity_area", "find_ed_es"]
 
 # %% ../../nbs/data/37_cavity.ipynb #cb7724f6
+from functools import lru_cache
+
 import numpy as np
 from scipy import ndimage
 
@@ -31,18 +33,32 @@ def _otsu(values, bins=128):
     return edges[1:-1][np.argmax(below * above * gap**2)]
 
 
-def _grown(mask_FHW, dy, dx, reach):
-    "All pixels within `reach` mm of a mask, frame by frame."
+@lru_cache(maxsize=64)
+def _round_places(dy, dx, reach):
+    "Half the sides of a box, and the pixels of the box that are within `reach` mm of its middle."
     ny = int(reach / dy) + 1
     nx = int(reach / dx) + 1
-    _, n_rows, n_cols = mask_FHW.shape
-    wide_FHW = np.pad(mask_FHW, [(0, 0), (ny, ny), (nx, nx)])
+    inside = (
+        np.sqrt((np.arange(-ny, ny + 1)[:, None] * dy) ** 2 + (np.arange(-nx, nx + 1) * dx) ** 2) <= reach
+    )
+    return ny, nx, np.argwhere(inside).tolist()
+
+
+def _grown(mask_FHW, dy, dx, reach):
+    "All pixels within `reach` mm of a mask, frame by frame."
+    ny, nx, places = _round_places(dy, dx, reach)
+    n_frames, n_rows, n_cols = mask_FHW.shape
+    wide_FHW = np.zeros((n_frames, n_rows + 2 * ny, n_cols + 2 * nx), bool)
+    wide_FHW[:, ny:-ny, nx:-nx] = mask_FHW
     out_FHW = np.zeros_like(mask_FHW)
-    for i in range(2 * ny + 1):
-        for j in range(2 * nx + 1):
-            if np.sqrt(((i - ny) * dy) ** 2 + ((j - nx) * dx) ** 2) <= reach:
-                out_FHW |= wide_FHW[:, i : i + n_rows, j : j + n_cols]
+    for i, j in places:
+        out_FHW |= wide_FHW[:, i : i + n_rows, j : j + n_cols]
     return out_FHW
+
+
+def _pixels(mask_FHW):
+    "How many pixels of each frame are in a mask, (F,)."
+    return mask_FHW.reshape(len(mask_FHW), -1).view(np.uint8).sum(1, dtype=np.int64)
 
 
 def _filled(mask_FHW):
@@ -59,7 +75,7 @@ def _follow(labels_FHW, n_labels, core_HW, others_HW):
     keep = np.zeros(n_labels + 1, bool)
     keep[labels_FHW[:, core_HW]] = True
     keep[0] = False
-    blood_FHW = keep[labels_FHW]
+    blood_FHW = keep.take(labels_FHW)
     leaks = keep[labels_FHW[:, others_HW]].any(1)
     if leaks.any():
         to_core_HW = ndimage.distance_transform_edt(~core_HW)
@@ -85,7 +101,7 @@ def _smooth_cycle(curve):
 # %% ../../nbs/data/37_cavity.ipynb #ecfd775c
 def _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx, least):
     "How much a candidate is like a left ventricle, 0 to 1: round, walled, beating smoothly, central."
-    area = np.array([np.count_nonzero(blood_HW) for blood_HW in blood_FHW]) * dy * dx
+    area = _pixels(blood_FHW) * dy * dx
     smooth = _smooth_cycle(area)
     if smooth.max() <= 0:
         return 0.0
@@ -118,11 +134,12 @@ def _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx, least):
 def _pick_ventricle(bright_FHW, centre, dy, dx):
     "Of all blood that stays for most of the cycle, the piece most like a left ventricle; None = nothing is."
     labels_FHW, n_labels = ndimage.label(bright_FHW, _INPLANE)
+    bright_HW = bright_FHW.mean(0)
     best = None
     best_mark = 0.35
     # the second for cavities that vanish in systole
     for share in (0.9, 0.6):
-        cores_HW, _ = ndimage.label(bright_FHW.mean(0) >= share)
+        cores_HW, _ = ndimage.label(bright_HW >= share)
         large = np.bincount(cores_HW.ravel()) * dy * dx >= 30  # mm^2
         large[0] = False
         for k in np.flatnonzero(large):
@@ -151,7 +168,7 @@ def _close_over_muscles(blood_FHW, dy, dx, reach=5.0):
 
 def _halfway(part_FHW, blood_FHW, dy, dx):
     "The intensity half way between the blood and the wall around it, where partial volume puts the edge."
-    large = np.argmax([np.count_nonzero(blood_HW) for blood_HW in blood_FHW])
+    large = _pixels(blood_FHW).argmax()
     blood_1HW = blood_FHW[large][None]
     wall = part_FHW[large][(_grown(blood_1HW, dy, dx, 6.0) & ~_grown(blood_1HW, dy, dx, 2.0))[0]]
     return (np.median(part_FHW[large][blood_FHW[large]]) + np.median(wall)) / 2 if wall.size else None

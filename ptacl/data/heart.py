@@ -71,10 +71,13 @@ def find_heart(
     row = y[i]
     col = x[j]
     for _ in range(10):
-        d2 = (y[:, None] - row) ** 2 + (x - col) ** 2
-        w = damped * np.exp(-0.5 * d2 / 30**2)
-        row = (w.sum(1) @ y) / w.sum()
-        col = (w.sum(0) @ x) / w.sum()
+        near_H = np.exp(-0.5 * ((y - row) / 30) ** 2)
+        near_W = np.exp(-0.5 * ((x - col) / 30) ** 2)
+        down_H = near_H * (damped @ near_W)
+        across_W = near_W * (near_H @ damped)
+        row = (down_H @ y) / down_H.sum()
+        col = (across_W @ x) / across_W.sum()
+    w = damped * near_H[:, None] * near_W
     d2 = (y[:, None] - row) ** 2 + (x - col) ** 2
     radius = np.sqrt(2 * (w * d2).sum() / w.sum())
     inside = d2 <= radius**2

@@ -83,7 +83,13 @@ def _texture(shape: tuple[int, int], grain: float, rng: np.random.Generator) -> 
     u = u * u * (3 - 2 * u)
     v = v * v * (3 - 2 * v)
     across = (1 - v) * coarse[:, j] + v * coarse[:, j + 1]  # the few rows of the grid, at every column
-    return 1.35 * ((1 - u) * across[i] + u * across[i + 1])
+    out = across.take(i, axis=0)
+    out *= 1 - u
+    low = across.take(i + 1, axis=0)
+    low *= u
+    out += low
+    out *= 1.35
+    return out
 
 
 def draw_surroundings(
