@@ -67,9 +67,23 @@ def lay_disc(
 
 
 # %% ../../nbs/phantom/33_torso.ipynb #12a84d5f
-def _disc(x_HW: np.ndarray, y_HW: np.ndarray, at: tuple, radius: float, soft: float) -> np.ndarray:
-    "Soft disc, 1 inside and 0 outside."
-    return np.clip((radius - np.hypot(x_HW - at[0], y_HW - at[1])) / soft + 0.5, 0, 1)
+def _lay_round(
+    img_HW: np.ndarray,
+    x_HW: np.ndarray,
+    y_HW: np.ndarray,
+    at: tuple,
+    radius: float,
+    soft: float,
+    value: float | np.ndarray,
+) -> None:
+    "Put a tissue into a disc with a soft edge, painting only the box around it."
+    reach = radius + soft / 2 + 0.01
+    cols = pixels_between(x_HW[0], at[0] - reach, at[0] + reach)
+    rows = pixels_between(y_HW[:, 0], at[1] - reach, at[1] + reach)
+    share = radius - np.hypot(x_HW[rows, cols] - at[0], y_HW[rows, cols] - at[1])
+    part = img_HW[rows, cols]
+    tissue = value[rows, cols] if np.ndim(value) else value
+    part += np.clip(share / soft + 0.5, 0, 1) * (tissue - part)
 
 
 def _texture(shape: tuple[int, int], grain: float, rng: np.random.Generator) -> np.ndarray:
@@ -115,6 +129,10 @@ def draw_surroundings(
         "Put a tissue over the picture."
         img[:] += share * (value - img)
 
+    def lay_round(at, radius, soft, value):
+        "Put a tissue into a disc."
+        _lay_round(img, x_HW, y_HW, at, radius, soft, value)
+
     img = np.full(x_HW.shape, _LUNG) + 0.012 * tex(7)
     # vessels of the lung
     across = rng.uniform(-95, 95, 24)
@@ -124,8 +142,8 @@ def draw_surroundings(
     for x, y, size, light in zip(across, along, sizes, lights, strict=True):
         lay_disc(img[None], x_HW, y_HW, np.array([[x + 30 * size * u], [y]]), np.array([size]), 2.5, light)
     spine = (-62 * grow + 4 * e[0], 92 * grow + 4 * e[1])
-    lay(_disc(x_HW, y_HW, (spine[0] + 12, spine[1] - 4), 44 * grow, 10), MUSCLE * 0.9 + 0.05 * tex(6))
-    lay(_disc(x_HW, y_HW, spine, 21 * grow, 4), 0.30 + 0.03 * tex(4))
+    lay_round((spine[0] + 12, spine[1] - 4), 44 * grow, 10, MUSCLE * 0.9 + 0.05 * tex(6))
+    lay_round(spine, 21 * grow, 4, 0.30 + 0.03 * tex(4))
     vessels = np.clip(tex(5) - 1.4, 0, 0.5)
     liver = _LIVER * (1 + 0.1 * e[4]) + 0.02 * tex(5) + 0.6 * vessels
     lobe_x = (x_HW + (45 - 32 * u) * grow - 4 * e[2]) / (72 * grow)
@@ -133,15 +151,15 @@ def draw_surroundings(
     left_lobe = 1 - np.hypot(lobe_x, lobe_y)
     lay(np.clip(0.5 + 19 * left_lobe / 5, 0, 1) * np.clip((u - 0.35) / 0.25, 0, 1), liver)
     right_lobe = ((-122 + 18 * u) * grow + 4 * e[2], (48 + 14 * u) * grow + 4 * e[3])
-    lay(_disc(x_HW, y_HW, right_lobe, (66 + 7 * u) * grow, 5), liver)
+    lay_round(right_lobe, (66 + 7 * u) * grow, 5, liver)
     stomach = ((30 + 4 * e[5]) * grow, (128 - 42 * u + 5 * e[6]) * grow)
     big = (36 + 4 * e[7]) * grow
-    lay(_disc(x_HW, y_HW, stomach, big + 7, 4), FAT)
-    lay(_disc(x_HW, y_HW, stomach, big, 4), np.clip(0.24 + 0.1 * e[8], 0.1, 0.5) + 0.03 * tex(8))
+    lay_round(stomach, big + 7, 4, FAT)
+    lay_round(stomach, big, 4, np.clip(0.24 + 0.1 * e[8], 0.1, 0.5) + 0.03 * tex(8))
     aorta_x = (-26 - 40 * u) * grow + 4 * e[9]
     aorta_y = (45 + 2 * u) * grow + 4 * e[10]
     aorta = np.array([aorta_x, aorta_y, 11.5 + 0.8 * lat.z_age + e[11]])
-    lay(_disc(x_HW, y_HW, aorta[:2], aorta[2] + 2, 3), MUSCLE)
+    lay_round(aorta[:2], aorta[2] + 2, 3, MUSCLE)
     front = (58 + 4 * e[12]) * grow
     turn = np.deg2rad(-82 + 9 * e[13])
     from_back = np.hypot(x_HW + (170 - front) * np.cos(turn), y_HW + (170 - front) * np.sin(turn))
