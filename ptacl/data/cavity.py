@@ -56,7 +56,7 @@ def _grown(mask_FHW, dy, dx, reach):
     return out_FHW
 
 
-def _pixels(mask_FHW):
+def _frame_sizes(mask_FHW):
     "How many pixels of each frame are in a mask, (F,)."
     return mask_FHW.reshape(len(mask_FHW), -1).view(np.uint8).sum(1, dtype=np.int64)
 
@@ -101,7 +101,7 @@ def _smooth_cycle(curve):
 # %% ../../nbs/data/37_cavity.ipynb #ecfd775c
 def _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx, least):
     "How much a candidate is like a left ventricle, 0 to 1: round, walled, beating smoothly, central."
-    area = _pixels(blood_FHW) * dy * dx
+    area = _frame_sizes(blood_FHW) * dy * dx
     smooth = _smooth_cycle(area)
     if smooth.max() <= 0:
         return 0.0
@@ -168,7 +168,7 @@ def _close_over_muscles(blood_FHW, dy, dx, reach=5.0):
 
 def _halfway(part_FHW, blood_FHW, dy, dx):
     "The intensity half way between the blood and the wall around it, where partial volume puts the edge."
-    large = _pixels(blood_FHW).argmax()
+    large = _frame_sizes(blood_FHW).argmax()
     blood_1HW = blood_FHW[large][None]
     wall = part_FHW[large][(_grown(blood_1HW, dy, dx, 6.0) & ~_grown(blood_1HW, dy, dx, 2.0))[0]]
     return (np.median(part_FHW[large][blood_FHW[large]]) + np.median(wall)) / 2 if wall.size else None

@@ -106,6 +106,7 @@ def _texture(shape: tuple[int, int], grain: float, rng: np.random.Generator) -> 
     return out
 
 
+# %% ../../nbs/phantom/33_torso.ipynb #cf767b10
 def draw_surroundings(
     lat: Latents,  # the participant
     x_HW: np.ndarray,  # distance to the right of the LV's centre, (H, W), mm
