@@ -25,17 +25,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import butter, iirnotch, resample_poly, sosfiltfilt, tf2sos
+from scipy.signal import butter, firwin, iirnotch, resample_poly, tf2sos
 
 from ptacl.base.core import BadInput
+from ptacl.data.zero_phase import zero_phase
 
 # %% ../../nbs/data/10_ecg.ipynb #51cd7f7c
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 
+@lru_cache(maxsize=4096)
 def lead_name(
     label: str,  # name of a channel as a file spells it
 ) -> str | None:  # one of `STANDARD_LEADS`, or None when it is none of them
@@ -161,21 +164,40 @@ def _still(x_T: np.ndarray, n: int, tol: float) -> np.ndarray:
     return out
 
 
+def _swing(x_LT: np.ndarray) -> np.ndarray:
+    "Largest less smallest sample of each lead; no number where some sample is none."
+    with np.errstate(invalid="ignore"):
+        return np.ptp(x_LT, axis=1)
+
+
+def _may_be_still(x_LT: np.ndarray, n: int, tol: float) -> np.ndarray:
+    "Leads that may have such a run: looks at few samples, and at so many that it overlooks none."
+    few_LT = x_LT[:, :: max(1, n // 64)]
+    block = (n // max(1, n // 64) + 1) // 2  # a run of n samples holds a whole one
+    K = few_LT.shape[1] // block
+    few_LKB = few_LT[:, : K * block].reshape(len(x_LT), K, block)
+    return (np.ptp(few_LKB, axis=2) <= tol).any(1)
+
+
 def flag_leads(
     signal_LT: np.ndarray,  # leads, (L, T), mV; not-a-number where a sample is missing
     fs: float,  # sampling rate, Hz
 ) -> np.ndarray:  # bool, (L,); False = missing, flat, or flat for a long stretch
     "Which leads carry a signal."
-    finite_LT = np.isfinite(signal_LT)
-    ok_L = finite_LT.mean(1) >= 0.9
-    x_LT = np.where(finite_LT, signal_LT, 0)
-    ok_L &= np.ptp(x_LT, axis=1) >= 0.02
-    still_LT = np.stack(
-        [
-            _still(x_T, round(2 * fs), 0.005) if ok else np.ones(len(x_T), bool)
-            for x_T, ok in zip(x_LT, ok_L, strict=True)
-        ]
-    )
+    swing_L = _swing(signal_LT)
+    ok_L = swing_L >= 0.02
+    x_LT = signal_LT
+    if not np.isfinite(swing_L).all():
+        finite_LT = np.isfinite(signal_LT)
+        x_LT = np.where(finite_LT, signal_LT, 0)
+        ok_L = (finite_LT.mean(1) >= 0.9) & (np.ptp(x_LT, axis=1) >= 0.02)
+    n = round(2 * fs)
+    looked_at_L = ok_L & _may_be_still(x_LT, n, 0.005)
+    if not looked_at_L.any():
+        return ok_L
+    still_LT = np.repeat(~ok_L[:, None], x_LT.shape[1], axis=1)
+    for k in np.flatnonzero(looked_at_L):
+        still_LT[k] = _still(x_LT[k], n, 0.005)
     still_LT &= ~still_LT.all(0)
     return ok_L & (still_LT.mean(1) <= 0.1)
 
@@ -250,7 +272,9 @@ def _check_signal(mv_LT: np.ndarray, ok_L: np.ndarray, source: str) -> None:
     remedy = "Export the recording again, or leave the participant's `ecg` empty."
     if not np.isfinite(mv_LT).any():
         raise BadInput(source, "every sample is NaN", remedy)
-    swing_L = np.array([np.ptp(x_T[np.isfinite(x_T)]) if np.isfinite(x_T).any() else 0 for x_T in mv_LT])
+    swing_L = _swing(mv_LT)
+    if not np.isfinite(swing_L).all():
+        swing_L = np.array([np.ptp(x_T[np.isfinite(x_T)]) if np.isfinite(x_T).any() else 0 for x_T in mv_LT])
     if not ok_L.any():
         raise BadInput(
             source,
@@ -263,6 +287,8 @@ def _check_signal(mv_LT: np.ndarray, ok_L: np.ndarray, source: str) -> None:
             f"lead {STANDARD_LEADS[ok_L.argmax()]} is the only good one, the others are missing, flat or NaN",
             LEADS_NEEDED,
         )
+    if np.median(swing_L[ok_L]) <= 20:
+        return  # percentiles are no further apart
     spread = np.median(
         [np.subtract(*np.percentile(x_T[np.isfinite(x_T)], [99.5, 0.5])) for x_T in mv_LT[ok_L]]
     )
@@ -296,16 +322,22 @@ def ecg_from_channels(
         if name in rows:
             all_LT[i] = mv_LT[rows[name]]
     recorded_L = flag_leads(all_LT, fs)
-    all_ok_L = recorded_L.copy()
-    clean_LT = np.stack(
-        [_fill_gaps(x_T) if ok else np.zeros_like(x_T) for x_T, ok in zip(all_LT, recorded_L, strict=True)]
-    )
-    clean_LT, ok_L, derived = derive_limb_leads(clean_LT, all_ok_L)
+    clean_LT = all_LT
+    if not (recorded_L.all() and np.isfinite(all_LT).all()):
+        clean_LT = np.stack(
+            [
+                _fill_gaps(x_T) if ok else np.zeros_like(x_T)
+                for x_T, ok in zip(all_LT, recorded_L, strict=True)
+            ]
+        )
+    clean_LT, ok_L, derived = derive_limb_leads(clean_LT, recorded_L)
     present_L = ok_L | np.array([n in rows for n in STANDARD_LEADS])
     _check_spelling([*lead_names, *others], present_L, source)
     _check_signal(all_LT, recorded_L, source)
-    moving_L = ok_L & flag_leads(clean_LT, fs)  # what follows from two equal leads is flat
-    clean_LT[~moving_L] = 0
+    moving_L = ok_L
+    if clean_LT is not all_LT:
+        moving_L = ok_L & flag_leads(clean_LT, fs)  # what follows from two equal leads is flat
+        clean_LT[~moving_L] = 0
     return ECG(
         clean_LT.astype(np.float32),
         float(fs),
@@ -332,10 +364,18 @@ def ecg_from_array(
             f"shape {x_LT.shape} with {len(lead_names)} lead names",
             "Give (leads, samples), one row a name; transpose if samples come first.",
         )
-    return ecg_from_channels(x_LT * mv_per_unit(unit), fs, lead_names, (), "array")
+    factor = mv_per_unit(unit)
+    return ecg_from_channels(x_LT if factor == 1 else x_LT * factor, fs, lead_names, (), "array")
 
 
 # %% ../../nbs/data/10_ecg.ipynb #aae63195
+@lru_cache(maxsize=32)
+def _antialiasing(up: int, down: int) -> np.ndarray:
+    "The filter that `resample_poly` designs by default, designed once."
+    largest = max(up, down)
+    return firwin(20 * largest + 1, 1 / largest, window=("kaiser", 5.0))
+
+
 def resample_ecg(
     ecg: ECG,  # the record
     fs: float,  # wanted sampling rate, Hz
@@ -359,26 +399,35 @@ def resample_ecg(
         mode="reflect",
         reflect_type="odd",
     )
-    y_LT = resample_poly(x_LT, up, down, axis=1)[:, blocks * up : blocks * up + -(-n * up // down)]
+    y_LT = resample_poly(x_LT, up, down, axis=1, window=_antialiasing(up, down))[
+        :, blocks * up : blocks * up + -(-n * up // down)
+    ]
     y_LT[~ecg.lead_ok_L] = 0
     return replace(ecg, signal_LT=y_LT.astype(np.float32), fs=float(fs))
 
 
 # %% ../../nbs/data/10_ecg.ipynb #8dd250b4
+@lru_cache(maxsize=32)
+def _cleaning_sos(fs: float, mains_hz: float) -> np.ndarray:
+    "Highpass and notch as second-order sections."
+    sos = butter(2, 0.5, "highpass", fs=fs, output="sos")
+    if mains_hz and mains_hz < 0.45 * fs:
+        sos = np.vstack([sos, tf2sos(*iirnotch(mains_hz, 30, fs=fs))])
+    return sos
+
+
 def clean_ecg(
     ecg: ECG,  # the record, at any rate
     mains_hz: float,  # mains frequency where it was recorded, 50 or 60 Hz; 0 = leave the mains in
+    n_samples: int | None = None,  # how many to keep, from the first; None = all; the filters see all
 ) -> ECG:  # the same record without baseline wander and mains
     "Remove baseline wander (0.5 Hz) and mains by zero-phase filters."
     if mains_hz and not 40 <= mains_hz <= 70:
         raise BadInput(
             ecg.source, f"mains_hz is {mains_hz}", "Give 50 or 60 (Hz), or 0 to leave the mains in."
         )
-    sos = butter(2, 0.5, "highpass", fs=ecg.fs, output="sos")
-    if mains_hz and mains_hz < 0.45 * ecg.fs:
-        sos = np.vstack([sos, tf2sos(*iirnotch(mains_hz, 30, fs=ecg.fs))])
     pad = min(round(2 * ecg.fs), ecg.signal_LT.shape[1] - 1)
-    y_LT = sosfiltfilt(sos, ecg.signal_LT.astype(np.float64), axis=1, padtype="even", padlen=pad)
+    y_LT = zero_phase(_cleaning_sos(ecg.fs, mains_hz), ecg.signal_LT, pad, n_samples)
     y_LT[~ecg.lead_ok_L] = 0
     return replace(ecg, signal_LT=y_LT.astype(np.float32))
 
@@ -388,6 +437,7 @@ def standardise_ecg(
     ecg: ECG,  # the record as read
     fs: float,  # wanted sampling rate, Hz
     mains_hz: float,  # mains frequency where it was recorded, 50 or 60 Hz; 0 = leave the mains in
+    n_samples: int | None = None,  # how many to keep, as in `clean_ecg`
 ) -> ECG:  # at the wanted rate, without baseline wander and mains
     "Resample, then clean."
-    return clean_ecg(resample_ecg(ecg, fs), mains_hz)
+    return clean_ecg(resample_ecg(ecg, fs), mains_hz, n_samples)

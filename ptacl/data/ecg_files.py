@@ -34,8 +34,8 @@ _BYTES_PER_SAMPLE = {
 }
 
 
-def _check_header_text(hea: Path) -> None:
-    "What wfdb would fill in with a default must be there."
+def _check_header_text(hea: Path) -> bool:
+    "What wfdb would fill in with a default must be there. Returns whether there are several segments."
     text = hea.read_text(encoding="ascii", errors="ignore")
     lines = [ln.split() for ln in text.splitlines() if ln.strip() and not ln.lstrip().startswith("#")]
     first = lines[0] if lines else []
@@ -50,7 +50,7 @@ def _check_header_text(hea: Path) -> None:
             hea, "the header states no sampling rate", "Add it as the third word of the first line, in Hz."
         )
     if "/" in first[0]:
-        return  # several segments: the lines name segments
+        return True  # the lines name segments
     if int(first[1]) != len(lines) - 1:
         raise BadInput(
             hea,
@@ -67,6 +67,7 @@ def _check_header_text(hea: Path) -> None:
                 f"lead {label} has no gain ({' '.join(words[:3])})",
                 "Give the steps per mV as the third word of its line, such as 200/mV.",
             )
+    return False
 
 
 def _check_files(hea: Path, header: object) -> None:
@@ -105,14 +106,17 @@ def _read_channels(hea: Path) -> tuple[list[np.ndarray], float, list[str], list[
     "Samples of each channel, frames per second, names, units, samples a frame."
     import wfdb
 
-    _check_header_text(hea)
+    several = _check_header_text(hea)
     name = str(hea.with_suffix(""))
     try:
-        header = wfdb.rdheader(name)
-        several = isinstance(header, wfdb.MultiRecord)
+        try:
+            rec = wfdb.rdrecord(name, physical=several, smooth_frames=False)
+        except Exception:  # a file that is missing or truncated is the reason that says most
+            if not several:
+                _check_files(hea, wfdb.rdheader(name))
+            raise
         if not several:
-            _check_files(hea, header)
-        rec = wfdb.rdrecord(name, physical=several, smooth_frames=False)
+            _check_files(hea, rec)
     except BadInput:
         raise
     except Exception as err:  # wfdb lets through whatever goes wrong inside it

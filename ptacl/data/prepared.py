@@ -163,11 +163,12 @@ def ecg_windows(
         raise BadInput("windows", f"is {windows!r}", "Choose first or mean")
     fs = preparation["fs"]
     n = round(preparation["window_s"] * preparation["fs"])
-    clean = standardise_ecg(ecg, fs, preparation["mains_hz"])
+    clean = standardise_ecg(ecg, fs, preparation["mains_hz"], n if windows == "first" else None)
     W = max(1, clean.signal_LT.shape[1] // n) if windows == "mean" else 1
     # on the grid that training saw
     signal_LT = from_steps(to_steps(clean.signal_LT[:, : W * n], "signal_LT"), "signal_LT")
-    signal_LT = np.pad(signal_LT, ((0, 0), (0, W * n - signal_LT.shape[1])))
+    if signal_LT.shape[1] < W * n:
+        signal_LT = np.pad(signal_LT, ((0, 0), (0, W * n - signal_LT.shape[1])))
     return np.ascontiguousarray(signal_LT.reshape(len(signal_LT), W, n).transpose(1, 0, 2)), clean.lead_ok_L
 
 

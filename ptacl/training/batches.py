@@ -19,7 +19,7 @@ from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput
 from ptacl.data.augment import BatchGenerator, augment, augmentation_from_config
 from ptacl.data.batches import Batch, Pairs, draw_batch, epoch_order
-from ptacl.models.ecg_vit import draw_kept
+from ptacl.models.ecg_encoder import draw_kept
 from ptacl.models.systems import system_entry
 from ptacl.training.distributed import own_rows
 

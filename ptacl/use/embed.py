@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = [
-    "Source",
-    "read_each",
+    "PRECISIONS",
     "has_head",
     "shared_head",
     "encoder_identity",
     "folder_identity",
     "left_out",
     "embed",
+    "embed_windows",
 ]
 
 # %% ../../nbs/use/10_embed.ipynb #f06c6f03
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -27,66 +28,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ptacl.base.core import BadInput
-from ptacl.data.ecg import ECG, ecg_from_array
-from ptacl.data.ecg_files import read_ecg
-from ptacl.data.prepared import ecg_windows
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.data.many_ecgs import Source, windows_of_each
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.layers import ProjectionHead
 from ptacl.models.weights import fit_weights, read_settings, read_weights
-
-# %% ../../nbs/use/10_embed.ipynb #dcbb5baa
-Source = str | Path | ECG | np.ndarray | Iterable[str | Path | ECG | np.ndarray]  # one recording, or many
-
-
-def read_each(
-    # paths (WFDB, MUSE or CardioSoft XML, DICOM), ECGs, arrays in mV (leads, samples); one, or an iterable
-    # of them
-    source: Source,
-    fs: float | None = None,  # sampling rate of the arrays, Hz; files and ECGs know theirs
-    # one name a row of the arrays, any order and spelling; files and ECGs know theirs
-    lead_names: Sequence[str] | None = None,
-    # name (path, or number from 0) and recording, or what is wrong with it
-) -> Iterator[tuple[str | int, ECG | BadInput]]:
-    "Read recordings one after the other."
-    alone = isinstance(source, (str, Path, ECG)) or (isinstance(source, np.ndarray) and source.ndim == 2)
-    for k, item in enumerate([source] if alone else source):
-        name = k
-        if isinstance(item, (str, Path)):
-            name = str(item)
-        elif isinstance(item, ECG) and item.source != "array":
-            name = item.source
-        try:
-            yield name, _one_ecg(item, k, fs, lead_names)
-        except BadInput as e:
-            yield name, e
-        except OSError as e:
-            yield (
-                name,
-                BadInput(name, f"cannot be read ({type(e).__name__})", "Check the path and who may read it"),
-            )
-
-
-def _one_ecg(
-    item: str | Path | ECG | np.ndarray, k: int, fs: float | None, lead_names: Sequence[str] | None
-) -> ECG:
-    "One recording from whatever it was given as."
-    if isinstance(item, (str, Path)):
-        return read_ecg(item)
-    if isinstance(item, ECG):
-        return item
-    if not isinstance(item, np.ndarray):
-        raise BadInput(
-            f"recording {k}",
-            f"is a {type(item).__name__}",
-            "Give a path, an ECG, or a NumPy array (leads, samples) in mV",
-        )
-    if fs is None or lead_names is None:
-        raise BadInput(
-            f"recording {k}",
-            "is an array, which knows neither its rate nor its leads",
-            "Give fs (Hz) and lead_names",
-        )
-    return ecg_from_array(item, fs, lead_names, "mV")
 
 
 # %% ../../nbs/use/10_embed.ipynb #432a6a9d
@@ -121,7 +66,7 @@ def shared_head(
         )
     last = max(k for k in weights if k.endswith(".weight"))
     head = ProjectionHead(encoder.dim, len(weights[last]), linear=last == "layers.1.weight")
-    return fit_weights(head, weights, where).eval().to(encoder.position_1ND.device)
+    return fit_weights(head, weights, where).eval().to(next(encoder.parameters()).device)
 
 
 def _scaling(encoder: ECGEncoder) -> tuple[Tensor, Tensor]:
@@ -134,7 +79,9 @@ def _scaling(encoder: ECGEncoder) -> tuple[Tensor, Tensor]:
             "Read it from the folder of a finished run, or set encoder.preparation",
         )
     return tuple(
-        torch.tensor(encoder.preparation[k], dtype=torch.float32, device=encoder.position_1ND.device)[:, None]
+        torch.tensor(encoder.preparation[k], dtype=torch.float32, device=next(encoder.parameters()).device)[
+            :, None
+        ]
         for k in ("mean_mv", "sd_mv")
     )
 
@@ -188,39 +135,49 @@ def left_out(
 
 
 def _usable(
-    found: Iterable[tuple[str | int, ECG | BadInput]], errors: str, bad: list[dict[str, str]]
-) -> Iterator[tuple[str | int, ECG]]:
-    "The recordings that could be read; the others are raised, or noted."
-    for name, ecg in found:
-        if not isinstance(ecg, BadInput):
-            yield name, ecg
+    found: Iterable[tuple[str | int, object]], errors: str, bad: list[dict[str, str]]
+) -> Iterator[tuple[str | int, object]]:
+    "What was made of the recordings that could be read; errors of the others are raised, or noted."
+    for name, made in found:
+        if not isinstance(made, BadInput):
+            yield name, made
         elif errors == "raise":
-            raise ecg
+            raise made
         else:
-            bad.append(dict(record=str(name), source=ecg.source, problem=ecg.problem, remedy=ecg.remedy))
+            bad.append(dict(record=str(name), source=made.source, problem=made.problem, remedy=made.remedy))
 
 
 # %% ../../nbs/use/10_embed.ipynb #9593ddf0
-def _vectors(
-    encoder: ECGEncoder,
-    head: ProjectionHead | None,
-    held: Iterator[tuple[int, np.ndarray, np.ndarray]],
-    batch_size: int,
-) -> Iterator[tuple[int, np.ndarray]]:
-    "Recording and vector of each window, a batch at a time."
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def _network(
+    encoder: ECGEncoder, head: ProjectionHead | None, precision: str
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    "What makes vectors (B, D) of windows in mV (B, L, T), which it overwrites, and good leads (B, L)."
     mean_L1, sd_L1 = _scaling(encoder)
-    while batch := list(islice(held, batch_size)):
-        rows, signals, oks = zip(*batch, strict=True)
-        signal_BLT, ok_BL = (torch.from_numpy(np.stack(x)).to(mean_L1.device) for x in (signals, oks))
-        z_BD = encoder((signal_BLT - mean_L1) / sd_L1 * ok_BL[..., None], ok_BL)[1]
-        z_BD = z_BD if head is None else head(z_BD)
-        yield from zip(rows, z_BD.float().cpu().numpy(), strict=True)
+    device = mean_L1.device
+    encoder.eval()
+
+    def vectors(signal_BLT: np.ndarray, ok_BL: np.ndarray) -> np.ndarray:
+        signal_BLT = torch.from_numpy(signal_BLT).to(device).sub_(mean_L1).div_(sd_L1)
+        ok_BL = torch.from_numpy(ok_BL).to(device)
+        signal_BLT.mul_(ok_BL[..., None])
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            z_BD = encoder(signal_BLT, ok_BL)[1]
+            z_BD = z_BD if head is None else head(z_BD)
+        return z_BD.float().cpu().numpy()
+
+    return vectors
 
 
-def _choice(name: str, value: str, known: tuple[str, str]) -> None:
-    "One of two."
-    if value not in known:
-        raise BadInput(name, f"is {value!r}", f"Choose {known[0]} or {known[1]}")
+def _check_choices(precision: str, batch_size: int, **chosen: tuple[str, tuple[str, str]]) -> None:
+    "Each one of two, and a number of windows."
+    for name, (value, known) in (chosen | dict(precision=(precision, PRECISIONS))).items():
+        if value not in known:
+            raise BadInput(name, f"is {value!r}", f"Choose {known[0]} or {known[1]}")
+    if batch_size < 1:
+        raise BadInput("batch_size", f"is {batch_size}", "Give 1 or more")
 
 
 # %% ../../nbs/use/10_embed.ipynb #cb01c809
@@ -238,36 +195,47 @@ def embed(
     errors: str = "raise",
     fs: float | None = None,  # sampling rate of arrays, Hz
     lead_names: Sequence[str] | None = None,  # leads of arrays, one a row
-    batch_size: int = 64,  # windows that go through the encoder, and are held in memory, at once
+    batch_size: int = 64,  # windows that go through the encoder at once
+    # `32-true`, or `bf16-mixed`: several times faster where the processor has it, and slightly different
+    precision: str = "32-true",
+    # processes that read many files, or threads that filter many arrays, ahead of the encoder; None = as
+    # many as there are processors, 1 = one recording after the other
+    workers: int | None = None,
     progress: bool = False,  # whether to show a bar
 ) -> pd.DataFrame:  # one row a recording, index = path or number, columns z0, z1, ..., float32
     "Turn recordings into vectors."
-    _choice("which", which, ("features", "embedding"))
-    _choice("errors", errors, ("raise", "skip"))
-    if batch_size < 1:
-        raise BadInput("batch_size", f"is {batch_size}", "Give 1 or more")
-    _scaling(encoder)
+    _check_choices(
+        precision, batch_size, which=(which, ("features", "embedding")), errors=(errors, ("raise", "skip"))
+    )
     head = shared_head(encoder) if which == "embedding" else None
+    vectors_of = _network(encoder, head, precision)
     names = []
     bad = []
     sums = []
     counts = []
 
+    prepared = windows_of_each(
+        source, encoder.preparation, windows, fs=fs, lead_names=lead_names, workers=workers
+    )
+
     def each() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         "Number of the recording, one window of it, its good leads."
-        usable = _usable(read_each(source, fs, lead_names), errors, bad)
-        for name, ecg in tqdm(usable, desc="embedding", unit="ECG", disable=not progress):
+        usable = _usable(prepared, errors, bad)
+        for name, (signal_WLT, ok_L) in tqdm(usable, desc="embedding", unit="ECG", disable=not progress):
             names.append(name)
-            signal_WLT, ok_L = ecg_windows(ecg, encoder.preparation, windows)
             for signal_LT in signal_WLT:
                 yield len(names) - 1, signal_LT, ok_L
 
-    for row, z_D in _vectors(encoder.eval(), head, each(), batch_size):
-        if row == len(sums):
-            sums.append(np.zeros(len(z_D), np.float64))
-            counts.append(0)
-        sums[row] += z_D
-        counts[row] += 1
+    held = each()
+    with closing(prepared):  # stops the workers also where a recording is refused
+        while batch := list(islice(held, batch_size)):
+            rows, signals, oks = zip(*batch, strict=True)
+            for row, z_D in zip(rows, vectors_of(np.stack(signals), np.stack(oks)), strict=True):
+                if row == len(sums):
+                    sums.append(np.zeros(len(z_D), np.float64))
+                    counts.append(0)
+                sums[row] += z_D
+                counts[row] += 1
     width = encoder.dim if head is None else head.layers[-1].out_features
     z_RD = np.array([total / n for total, n in zip(sums, counts, strict=True)]).reshape(len(sums), width)
     if head is not None:
@@ -282,3 +250,32 @@ def embed(
 
 
 ECGEncoder.embed = embed
+
+
+# %% ../../nbs/use/10_embed.ipynb #aad9a072
+@torch.no_grad()
+def embed_windows(
+    encoder: ECGEncoder,  # as in `embed`
+    # windows as `ecg_windows` or a store gives them: filtered, at the encoder's rate and length, leads in
+    # standard order, mV, (R, L, T)
+    signal_RLT: np.ndarray,
+    lead_ok_RL: np.ndarray | None = None,  # False = lead missing or flat, (R, L); None = where it is all 0
+    *,
+    which: str = "features",  # as in `embed`
+    batch_size: int = 64,  # windows that go through the encoder at once
+    precision: str = "32-true",  # as in `embed`
+) -> np.ndarray:  # one row a window, float32, (R, D) or (R, E)
+    "Turn prepared windows into vectors."
+    _check_choices(precision, batch_size, which=(which, ("features", "embedding")))
+    head = shared_head(encoder) if which == "embedding" else None
+    vectors_of = _network(encoder, head, precision)
+    parts = []
+    for start in range(0, len(signal_RLT), batch_size):
+        signal_BLT = np.array(signal_RLT[start : start + batch_size], dtype=np.float32)
+        ok_BL = signal_BLT.any(2) if lead_ok_RL is None else lead_ok_RL[start : start + batch_size]
+        parts.append(vectors_of(signal_BLT, np.asarray(ok_BL)))
+    width = encoder.dim if head is None else head.layers[-1].out_features
+    return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+
+
+ECGEncoder.embed_windows = embed_windows
