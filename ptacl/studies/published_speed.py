@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ptacl.data.batches import Batch
 from ptacl.losses.contrast import info_nce
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_vit import ECGViT
 from ptacl.models.mmcl import MMCL
 from ptacl.models.resnet import RESNET_SIZES, ResidualNetwork, ResNetSize
 from ptacl.studies.throughput import in_turns
@@ -95,7 +95,7 @@ def published_rates(
     network = ResidualNetwork(picture, 3)
     batch = _random_pairs(n_pairs, n_samples, size_px).to(device)
     theirs = dict(ecg=PlainViT(n_samples, **how), picture=with_batch_norm(network), fused=False)
-    ours = dict(ecg=ECGEncoder(n_samples, **how), picture=network, fused=True)
+    ours = dict(ecg=ECGViT(n_samples, **how), picture=network, fused=True)
     seconds = in_turns(
         {
             "as published, float32": _step_of(batch, device, **theirs),
