@@ -14,7 +14,7 @@ from ptacl.base.config import TrainConfig
 from ptacl.base.core import sample_path
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.ecg_files import read_ecg
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import save_pretrained
 from ptacl.models.systems import build_system
 from ptacl.use.command import embed_command
@@ -119,7 +119,7 @@ def test_command_refuses(run, tmp_path, capsys, monkeypatch):
 def test_one_class_two_ways(encoder):
     "The methods are the functions of the module."
     assert ECGEncoder.embed is embed and ECGEncoder.predict is predict
-    from ptacl.models.ecg_vit import ECGEncoder as network
+    from ptacl.models.ecg_encoder import ECGEncoder as network
 
     assert network is ECGEncoder
 

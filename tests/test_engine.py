@@ -3,12 +3,14 @@ result.
 """
 
 import errno
+import itertools
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from functools import partial
 
@@ -16,13 +18,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROGRAMS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptacl.base.config import TrainConfig, save_config
 from ptacl.base.core import BadInput, samples_dir, seed_everything
-from ptacl.data.batches import load_pairs
+from ptacl.data.batches import load_data, load_pairs
 from ptacl.data.cohort import read_cohort
 from ptacl.losses.contrast import info_nce
 from ptacl.models.ptacl import model_from_config
+from ptacl.models.systems import SETTINGS, build_system
 from ptacl.training.batches import TrainingBatches
 from ptacl.training.checkpoint import save_checkpoint, start_state
 from ptacl.training.device import fabric_from_config
@@ -257,6 +261,59 @@ def test_exploding_weights_are_named(pairs):
         ),
     ):
         train_step(state, next(batches), TINY, 30)
+
+
+class Waits(TorchDispatchMode):
+    "Counts where the processor asks the device for a number, the optimiser left out."
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            files = [frame.filename for frame in traceback.extract_stack()]
+            if not any("torch/optim" in file for file in files):
+                self.places.append([file for file in files if "/ptacl/" in file][-1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("system", ["ptacl", "mmcl", "dual_phase", "supervised"])
+def test_a_step_waits_for_no_number(system):
+    "Between two looks a step of any system asks the device for none; a look asks for two or three."
+    cfg = replace(TINY, **SETTINGS[system], log_every=3, ecg_keep=0.5)
+    pairs = load_data(samples_dir(), cfg, progress=False)[1].take(range(8))
+    seed_everything(0)
+    state = start_state(cfg, build_system(cfg), pairs, fabric_from_config(cfg))
+    asked = []
+    with Waits() as waits:
+        for batch in itertools.islice(TrainingBatches(cfg, pairs, n_patches=12 * 5), 4):
+            train_step(state, batch, cfg, 10, look=state.step == 3)
+            # the ECG encoder asks whether all leads are good
+            asked.append([place for place in waits.places if not place.endswith("ecg_vit.py")])
+            waits.places.clear()
+    assert asked[:3] == [[], [], []] and len(asked[3]) == 2
+    assert int(state.spoiled_at) == -1
+
+
+def test_a_step_is_looked_at_before_it_is_kept(pairs, tmp_path):
+    """The first step of ten without a log line is spoiled: the run stops at the checkpoint before it is
+    written, names that step, and has changed no weight since.
+    """
+    cfg = replace(TINY, log_every=100, checkpoint_every=7, eval_every=100)
+    weights = []
+
+    def loss_of(model, batch, cfg):
+        weights.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
+        out = model(batch)
+        loss = info_nce(out.ecg_BE, out.cmr_BE, model.temperature)
+        return loss * (math.nan if len(weights) in (4, 7) else 1), dict(loss=loss.detach())
+
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 3; participants of the batch: "):
+        train(cfg, pairs, checkpoint=tmp_path / "last.ckpt", loss_of=loss_of)
+    assert not (tmp_path / "last.ckpt").exists()
+    assert not torch.equal(weights[2], weights[3])
+    assert all(torch.equal(w, weights[3]) for w in weights[4:])
 
 
 def test_another_cohort_in_the_same_folder_is_refused(pairs, tmp_path):

@@ -23,7 +23,7 @@ from ptacl.evaluation.explain import (
     sanity_check,
     shuffled_weights,
 )
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_vit import ECGViT
 from ptacl.models.system import System
 from ptacl.models.systems import SETTINGS, build_system
 from ptacl.training.checkpoint import fit_input_scaling
@@ -114,7 +114,7 @@ def test_rollout_of_a_mean_pooled_encoder(prepared):
     patches.
     """
     model, batch = system_and_batch("ptacl", prepared)
-    model.ecg_encoder = ECGEncoder(500, dim=32, depth=2, heads=4, pool="mean").eval()
+    model.ecg_encoder = ECGViT(500, dim=32, depth=2, heads=4, pool="mean").eval()
     with torch.no_grad():
         for block in model.ecg_encoder.blocks:
             block.attention.qkv.weight.zero_()

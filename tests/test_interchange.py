@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ptacl.base.core import BadInput
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.published import mmcl_encoder, vitmae_encoder
 from ptacl.models.weights import save_weights
 

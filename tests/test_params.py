@@ -14,8 +14,8 @@ from ptacl.base.core import BadInput
 from ptacl.base.parameters import field_meanings
 from ptacl.data.augment import Augmentation
 from ptacl.data.prepare import PrepareConfig
-from ptacl.phantom.cohort import SimulateConfig
 from ptacl.phantom.realism import ValidateConfig
+from ptacl.phantom.simulated_store import SimulateConfig
 from ptacl.plots.explorer import ExploreConfig
 from ptacl.studies.comparison import CompareConfig, cells_of
 from ptacl.studies.launch import run_notebook

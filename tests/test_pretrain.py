@@ -21,7 +21,7 @@ from ptacl.base.config import TrainConfig, load_config
 from ptacl.base.core import BadInput, samples_dir
 from ptacl.data.table import split_of
 from ptacl.models.cine import CineEncoder
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import from_pretrained, start_encoders
 from ptacl.models.systems import build_system
 from ptacl.training.pretraining import PretrainConfig

@@ -19,7 +19,7 @@ from ptacl.base.config import TrainConfig, load_config
 from ptacl.data.cine import cine_from_array
 from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
 
 

@@ -139,6 +139,7 @@ class TaskConfig(Preparation, DataConfig):
     # --- model
     system: str = "ptacl"  # ptacl, mmcl, dual_phase, supervised, or random for no training (see nbs/systems)
     preset: str = "tiny"  # encoder sizes: tiny, small or paper
+    ecg_encoder: str = ""  # kind of ECG encoder: conv or vit, or empty for the preset's (paper has vit)
     embed_dim: int = 128  # width of the shared embedding
     linear_heads: bool = False  # one linear map to the shared embedding instead of two with GELU between
     ecg_init: str = ""  # pre-training run or saved encoder that the ECG encoder starts from, or empty
@@ -187,7 +188,7 @@ class TrainConfig(TaskConfig):
     clip_norm: float = 1.0  # largest gradient norm
     dropout: float = 0.0  # dropout in the transformer blocks
     average_pairs: int = 0  # horizon of a running mean of the weights, evaluated and kept, pairs, 0 is none
-    ecg_keep: float = 0.5  # share of the ECG patches, drawn anew, that a training step looks at
+    ecg_keep: float = 1.0  # share of the ECG patches, drawn anew, that a training step looks at
     cine_keep: float = 1.0  # share of the frames of a cine, drawn anew, that a training step looks at
     layer_decay: float = 1.0  # factor on the learning rate from a layer to the one below, 1 is the same rate
     micro_batch: int = 0  # pairs embedded at a time to save memory (the loss sees the batch), 0 is all

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "REGISTRIES",
+    "MAY_BE_EMPTY",
     "CHOICES",
     "check_names",
     "checked_type",
@@ -99,9 +100,11 @@ REGISTRIES = dict(
     view="ptacl.data.cine:VIEWS",
     system="ptacl.models.systems:SYSTEMS",
     preset="ptacl.models.encoders:PRESETS",
+    ecg_encoder="ptacl.models.encoders:ECG_ENCODERS",
     phase_map="ptacl.data.phase:PHASE_MAPS",
     log_to="ptacl.training.log_sinks:LOG_SINKS",
 )
+MAY_BE_EMPTY = ("log_to", "ecg_encoder")  # of these, settings that need not name an entry
 
 
 def registered(
@@ -142,7 +145,7 @@ def check_choices(
                 "parameters", f"`{name}` is {value!r}", f"Choose one of {', '.join(CHOICES[name])}"
             )
         if name in REGISTRIES:
-            for word in listed(value) if name == "log_to" else [value]:
+            for word in listed(value) if name in MAY_BE_EMPTY else [value]:
                 entry_of(registered(name), word, name)
 
 

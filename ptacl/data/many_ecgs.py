@@ -93,16 +93,12 @@ def _ahead(pool: Executor, job: Callable[[list], list], items: Iterable, chunk: 
     "Results of the items in order; at most so many chunks have been begun and not been taken yet."
     items = iter(items)
     begun = deque()
-    try:
-        while part := list(islice(items, chunk)):
-            begun.append(pool.submit(job, part))
-            if len(begun) == most:
-                yield from begun.popleft().result()
-        while begun:
+    while part := list(islice(items, chunk)):
+        begun.append(pool.submit(job, part))
+        if len(begun) == most:
             yield from begun.popleft().result()
-    finally:
-        for future in begun:
-            future.cancel()
+    while begun:
+        yield from begun.popleft().result()
 
 
 # %% ../../nbs/data/64_many_ecgs.ipynb #9f216700

@@ -18,18 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ptacl.base.config import DataConfig, Preparation, differing
-from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.config import DataConfig, Preparation
+from ptacl.base.core import BadInput
 from ptacl.base.parameters import check_rules
 from ptacl.data.cohort import Cohort, locate_recordings, read_cohort, summarise_report
+from ptacl.data.completing import UNWRITTEN, add_shard, finish_store, locked_store, whole_shards
 from ptacl.data.participant import PREPARATION, find_twins, prepare_participant, settings_of
 from ptacl.data.phenotypes import read_phenotypes
 from ptacl.data.store import Store, open_store
-from ptacl.data.store_files import LAYOUT, check_shard, write_shard, write_table
 from ptacl.data.table import REPORT_COLUMNS, report_row, split_of
 from ptacl.data.ukbb import pair_ukbb
 
@@ -102,9 +101,6 @@ def _bulk_files(folder: Path, instance: int, phenotypes: str | Path | None, view
 
 
 # %% ../../nbs/data/76_prepare.ipynb #3976df80
-_UNWRITTEN = "could not be written"
-
-
 def _prepare_part(
     root: Path, row: Mapping[str, str], settings: Mapping[str, object], part: Path
 ) -> tuple[bool, list[dict[str, str]]]:
@@ -123,7 +119,7 @@ def _prepare_part(
     except OSError as e:
         tmp.unlink(missing_ok=True)
         remedy = "Make room on the disk, and run again: what is missing is made then"
-        error = BadInput("store", f"{_UNWRITTEN} ({e.strerror or type(e).__name__})", remedy)
+        error = BadInput("store", f"{UNWRITTEN} ({e.strerror or type(e).__name__})", remedy)
         return False, [*report, report_row(row["participant_id"], "table", error)]
     return True, []
 
@@ -165,7 +161,7 @@ def _prepare_parts(
                 made[rows[i]["participant_id"]] = parts[i]
             bar.update()
             bar.set_postfix_str(f"{i + 1 - len(made)} left out", refresh=False)
-            unwritten = unwritten + 1 if found and found[-1]["problem"].startswith(_UNWRITTEN) else 0
+            unwritten = unwritten + 1 if found and found[-1]["problem"].startswith(UNWRITTEN) else 0
             if unwritten == ALL_FAIL:
                 raise BadInput(
                     folder.parent,
@@ -179,72 +175,6 @@ def _prepare_parts(
     return made, report
 
 
-# %% ../../nbs/data/76_prepare.ipynb #8b8e5622
-def _whole_shards(
-    out: Path, settings: Mapping[str, object], verify: bool
-) -> tuple[list[dict], pd.DataFrame, list[dict[str, str]]]:
-    """Entries of the shards that are whole, their participants (with cells, row and digest), and rows of the
-    report.
-    """
-    entries = []
-    people = [pd.DataFrame(columns=["participant_id", "ecg", "cine", "row", "digest"])]
-    report = []
-    first = 0
-    for folder in sorted((out / "shards").glob("[0-9]*")):
-        entry = _shard_entry(folder, settings)
-        _check_same(out, entry, settings)
-        try:
-            check_shard(folder, entry, verify)
-        except BadInput as e:
-            shutil.rmtree(folder)
-            problem = f"{e.problem}; {entry['participants']} participants were prepared again"
-            report.append(report_row("", "table", BadInput(e.source, problem, "Check the disk"), "warning"))
-            continue
-        known = _read_rows(folder / "participants.tsv")
-        digests = [d.tobytes() for d in np.load(folder / "digest_D.npy", allow_pickle=False)]
-        entries.append(entry)
-        people.append(known.assign(row=range(first, first + entry["participants"]), digest=digests))
-        report += _read_rows(folder / "report.tsv").to_dict("records")
-        first += entry["participants"]
-    return entries, pd.concat(people[len(people) > 1 :], ignore_index=True), report
-
-
-def _shard_entry(folder: Path, settings: Mapping[str, object]) -> dict[str, object]:
-    "What a shard says about itself; one that says nothing readable is described so that it is found damaged."
-    try:
-        return json.loads((folder / "shard.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return dict(
-            layout=LAYOUT,
-            preparation=PREPARATION,
-            settings=settings,
-            files={"shard.json": dict(bytes=0)},
-            participants="unknown",
-        )
-
-
-def _check_same(out: Path, entry: Mapping[str, object], settings: Mapping[str, object]) -> None:
-    "Refuse to complete a store that was made by another version or with other settings."
-    if (entry["layout"], entry["preparation"]) != (LAYOUT, PREPARATION):
-        made_by = f"version {entry['preparation']} of the preparation"
-        raise BadInput(
-            out,
-            f"holds a store made by {made_by}; this is version {PREPARATION}",
-            "Give another folder as `out`",
-        )
-    for name, had, want in differing(entry["settings"], settings):
-        raise BadInput(
-            out,
-            f"holds a store prepared with {name} = {had!r}, not {want!r}",
-            "Give another folder as `out`, or the same settings to complete it",
-        )
-
-
-def _read_rows(path: Path) -> pd.DataFrame:
-    "A table with all cells text."
-    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-
-
 # %% ../../nbs/data/76_prepare.ipynb #ee4d5735
 def _pack(
     out: Path, settings: Mapping[str, object], root: Path, people: pd.DataFrame, made: Mapping[str, Path]
@@ -256,15 +186,7 @@ def _pack(
             # a part can be torn by a power cut
             yield _read_part(made[row["participant_id"]]) or prepare_participant(root, row, settings)
 
-    numbers = [int(p.name) for p in (out / "shards").glob("[0-9]*")]
-    try:
-        write_shard(out / "shards" / f"{max(numbers, default=-1) + 1:04d}", settings, people, items())
-    except OSError as e:
-        raise BadInput(
-            out,
-            f"{_UNWRITTEN} ({e.strerror or type(e).__name__})",
-            "Make room on the disk, and run again: it goes on where it stopped",
-        ) from e
+    add_shard(out, settings, people, items())
     for name in people.participant_id:
         made[name].unlink(missing_ok=True)
 
@@ -287,30 +209,6 @@ def _all_twins(known: pd.DataFrame, fresh: pd.DataFrame, made: Mapping[str, Path
     )
 
 
-def _finish_store(
-    out: Path, settings: Mapping[str, object], cohort: Cohort, rows: list[dict[str, str]]
-) -> None:
-    "Write table, report and manifest over all shards."
-    entries, known, kept_rows = _whole_shards(out, settings, verify=False)
-    left_out = {r["participant_id"] for r in rows if r["severity"] == "left out"}
-    known = known.drop(columns="digest").drop_duplicates(["participant_id", "ecg", "cine"], keep="last")
-    table = cohort.pairs().merge(known, on=["participant_id", "ecg", "cine"], how="inner")
-    table = table[~table.participant_id.isin(left_out)]
-    rows = [r for r in kept_rows if r["participant_id"] in set(table.participant_id)] + rows
-    report = pd.concat([cohort.report, pd.DataFrame(rows, columns=REPORT_COLUMNS)], ignore_index=True)
-    text = report.to_csv(sep="\t", index=False)
-    write_atomic(out / "report.tsv", lambda tmp: tmp.write_text(text, encoding="utf-8"))
-    if not len(table):
-        first = report[report.severity == "left out"].problem
-        example = f"; the first: {first.iloc[0]}" if len(first) else ""
-        raise BadInput(
-            cohort.root,
-            f"none of {len(cohort.table)} participants can be used as a pair{example}",
-            "Give participants with both an ECG and a cine; see report.tsv",
-        )
-    write_table(out, settings, entries, table.astype(dict(row=np.int64)), cohort.descriptions)
-
-
 # %% ../../nbs/data/76_prepare.ipynb #f0a124b8
 # this many failures at the start, or this many failed writes in a row, stop a preparation
 ALL_FAIL = 50
@@ -325,19 +223,10 @@ def prepare_cohort(
     "Prepare the participants of a cohort who are not in the store yet."
     out = Path(out)
     settings = settings_of(cfg)
-    if (out / "participants.tsv").exists():
-        raise BadInput(out, "is a cohort's folder", "Give an empty folder, or one with a store, as `out`")
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as e:
-        remedy = "Wait for it, or give another folder as `out`"
-        raise BadInput(out, "is in use by another preparation", remedy) from e
-    with lock:
+    with locked_store(out):
         digest = hashlib.sha256(json.dumps([PREPARATION, settings], sort_keys=True).encode()).hexdigest()
         parts = out / f"parts-{digest[:8]}"
-        _, known, notes = _whole_shards(out, settings, verify=True)
+        _, known, notes = whole_shards(out, settings, verify=True)
         damaged = [r for r in notes if not r["participant_id"]]
         table = cohort.pairs()
         in_store = set(zip(known.participant_id, known.ecg, known.cine, strict=True))
@@ -351,7 +240,7 @@ def prepare_cohort(
         good = fresh[~fresh.participant_id.isin([r["participant_id"] for r in twins])]
         for i in range(0, len(good), cfg.shard_size):
             _pack(out, settings, cohort.root, good[i : i + cfg.shard_size], made)
-        _finish_store(out, settings, cohort, [*damaged, *failed, *twins])
+        finish_store(out, settings, cohort, [*damaged, *failed, *twins])
         for old in out.glob("parts-*"):
             shutil.rmtree(old, ignore_errors=True)
     return open_store(out, settings)

@@ -71,7 +71,8 @@ def attention_rollout(
     "Follow attention from the strip's vector back to the patches."
     encoder = model.ecg_encoder
     seen = []
-    if not hasattr(encoder, "blocks"):
+    blocks = [block for block in getattr(encoder, "blocks", []) if hasattr(block, "attention")]
+    if not blocks:
         raise BadInput(
             "attention_rollout", f"{type(encoder).__name__} has no attention blocks", "Use the gradients"
         )
@@ -79,7 +80,7 @@ def attention_rollout(
         block.attention.register_forward_pre_hook(
             lambda layer, args: seen.append(attention_weights(layer, *args).mean(1))
         )
-        for block in encoder.blocks
+        for block in blocks
     ]
     was_training = model.training
     try:

@@ -41,7 +41,7 @@ def local_info_nce(
     is_valid_BQ: Tensor,  # bins covered in both recordings, (B, Q)
     temperature: float | Tensor,  # divisor of the cosine similarity, > 0
     target_concentration: float = 0.0,  # von Mises concentration of soft targets; 0 = hard targets
-) -> tuple[Tensor, int]:  # scalar in nats, and the number of participants it is a mean of
+) -> tuple[Tensor, Tensor]:  # scalar in nats, and how many participants it is a mean of, int64
     "Symmetric InfoNCE over the phase bins within each participant."
     if ecg_BQE.shape != cmr_BQE.shape or is_valid_BQ.shape != ecg_BQE.shape[:2]:
         raise BadInput(
@@ -51,14 +51,14 @@ def local_info_nce(
         )
     if not torch.is_tensor(temperature) and not temperature > 0:
         raise BadInput("local_info_nce", f"temperature {temperature}", "Give a number above 0")
-    count = int((is_valid_BQ.sum(1) >= 2).sum())
+    count = (is_valid_BQ.sum(1) >= 2).sum()  # on the device: nothing waits for it
     how = (temperature, target_concentration)
     groups = list(zip(*(x.split(_TOGETHER) for x in (ecg_BQE, cmr_BQE, is_valid_BQ)), strict=True))
     if len(groups) == 1:
-        return _sum_over_participants(*groups[0], *how) / max(count, 1), count
+        return _sum_over_participants(*groups[0], *how) / count.clamp(min=1), count
     again = dict(use_reentrant=False, preserve_rng_state=False)
     sums = [checkpoint(_sum_over_participants, *group, *how, **again) for group in groups]
-    return torch.stack(sums).sum() / max(count, 1), count
+    return torch.stack(sums).sum() / count.clamp(min=1), count
 
 
 _TOGETHER = 256  # participants that are computed together

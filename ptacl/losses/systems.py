@@ -76,7 +76,7 @@ def info_nce_two_phases(
 def masked_mse(
     predicted_BY: Tensor,  # predictions, standardised, (B, Y)
     target_BY: Tensor,  # the truth, standardised, NaN = unknown, (B, Y)
-) -> tuple[Tensor, int]:  # scalar, and how many values it is a mean of
+) -> tuple[Tensor, Tensor]:  # scalar, and how many values it is a mean of, int64
     "Mean squared error over the known values."
     if predicted_BY.shape != target_BY.shape:
         raise BadInput(
@@ -87,4 +87,5 @@ def masked_mse(
     with torch.autocast(predicted_BY.device.type, enabled=False):
         known_BY = target_BY.isfinite()
         error_BY = (predicted_BY.to(target_BY.dtype) - target_BY.where(known_BY, 0.0)) * known_BY
-        return error_BY.square().sum() / known_BY.sum().clamp(min=1), int(known_BY.sum())
+        count = known_BY.sum()
+        return error_BY.square().sum() / count.clamp(min=1), count

@@ -24,7 +24,8 @@ from torch import nn
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import entry_of
 from ptacl.models.cine import CINE_SIZES, CineEncoder, CineSize
-from ptacl.models.ecg_vit import ECG_SIZES, ECGEncoder, ECGSize
+from ptacl.models.ecg_conv import CONV_SIZES, ConvSize, ECGConv
+from ptacl.models.ecg_vit import VIT_SIZES, ECGViT, ViTSize
 from ptacl.models.resnet import RESNET_SIZES, ResNetSize
 
 
@@ -39,12 +40,17 @@ class EncoderEntry:
 
 
 # %% ../../nbs/models/27_encoders.ipynb #fb09ff72
-def _vit(n_samples: int, size: ECGSize, dropout: float) -> ECGEncoder:
+def _conv(n_samples: int, size: ConvSize, dropout: float) -> ECGConv:
+    "The residual convolutions of `ptacl.models.ecg_conv`."
+    return ECGConv(n_samples, **asdict(size), dropout=dropout)
+
+
+def _vit(n_samples: int, size: ViTSize, dropout: float) -> ECGViT:
     "The vision transformer of `ptacl.models.ecg_vit`."
-    return ECGEncoder(n_samples, **asdict(size), dropout=dropout)
+    return ECGViT(n_samples, **asdict(size), dropout=dropout)
 
 
-ECG_ENCODERS = dict(vit=EncoderEntry(_vit, ECG_SIZES))
+ECG_ENCODERS = dict(conv=EncoderEntry(_conv, CONV_SIZES), vit=EncoderEntry(_vit, VIT_SIZES))
 
 
 # %% ../../nbs/models/27_encoders.ipynb #cccd42d6
@@ -78,15 +84,15 @@ class Preset:
     decoder: DecoderSize  # of masked pre-training
 
 
-def _ours(size: str, decoder: DecoderSize) -> Preset:
+def _ours(ecg: str, size: str, decoder: DecoderSize) -> Preset:
     "Our encoders, all of one size."
-    return Preset("vit", size, "factorised", size, RESNET_SIZES[size], decoder)
+    return Preset(ecg, size, "factorised", size, RESNET_SIZES[size], decoder)
 
 
 PRESETS = dict(
-    tiny=_ours("tiny", DecoderSize(dim=64, depth=1)),
-    small=_ours("small", DecoderSize(dim=192, depth=2)),
-    paper=_ours("paper", DecoderSize(dim=512, depth=8)),
+    tiny=_ours("conv", "tiny", DecoderSize(dim=64, depth=1)),
+    small=_ours("conv", "small", DecoderSize(dim=192, depth=2)),
+    paper=_ours("vit", "paper", DecoderSize(dim=512, depth=8)),
 )
 
 
@@ -100,11 +106,11 @@ def preset_of(
 
 # %% ../../nbs/models/27_encoders.ipynb #21f70e0e
 def ecg_encoder_from_config(
-    cfg: TrainConfig,  # uses preset, window_s, fs, dropout
+    cfg: TrainConfig,  # uses preset, ecg_encoder, window_s, fs, dropout
 ) -> nn.Module:  # with freshly initialised weights
     "Build the ECG encoder that a configuration describes."
     preset = preset_of(cfg)
-    entry = entry_of(ECG_ENCODERS, preset.ecg, "ECG encoder of the preset")
+    entry = entry_of(ECG_ENCODERS, cfg.ecg_encoder or preset.ecg, "ECG encoder of the preset")
     size = entry_of(entry.sizes, preset.ecg_size, "size of the ECG encoder")
     return entry.build(round(cfg.window_s * cfg.fs), size, cfg.dropout)
 

@@ -51,6 +51,18 @@ def sincos_grid(
 
 
 # %% ../../nbs/models/10_layers.ipynb #e75af9b0
+_SHORT = 320  # tokens up to which two products are faster than the fused kernel in bfloat16 on a CPU
+
+
+def _plain_attention(q_BAND: Tensor, k_BAND: Tensor, v_BAND: Tensor, mask: Tensor | None) -> Tensor:
+    "Scaled dot product attention as two products; what may attend to nothing gets zeros."
+    score_BANN = (q_BAND * q_BAND.shape[-1] ** -0.5) @ k_BAND.transpose(2, 3)
+    if mask is None:
+        return score_BANN.softmax(3) @ v_BAND
+    least = torch.finfo(score_BANN.dtype).min
+    return score_BANN.masked_fill(~mask, least).softmax(3) @ v_BAND * mask.any(3, keepdim=True)
+
+
 class Attention(nn.Module):
     "Multi-head self-attention over tokens."
 
@@ -79,7 +91,9 @@ class Attention(nn.Module):
             self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         )
         mask = None if is_valid_BN is None else is_valid_BN[:, None, None, :]
-        out_BAND = F.scaled_dot_product_attention(q_BAND, k_BAND, v_BAND, attn_mask=mask)
+        is_plain = x_BND.device.type == "cpu" and q_BAND.dtype == torch.bfloat16 and N <= _SHORT
+        attend = _plain_attention if is_plain else F.scaled_dot_product_attention
+        out_BAND = attend(q_BAND, k_BAND, v_BAND, mask)
         return self.out(out_BAND.transpose(1, 2).reshape(B, N, D))
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch
 from ptacl.models.cine import CineEncoder
-from ptacl.models.ecg_vit import ECGEncoder, draw_kept
+from ptacl.models.ecg_encoder import ECGEncoder, draw_kept
 from ptacl.models.layers import Block, sincos_grid
 
 
@@ -178,14 +178,13 @@ class MaskedECG(nn.Module):
         ok_BL = batch.lead_ok_BL
         B = len(ok_BL)
         N = self.ecg_encoder.n_patches
-        scaled_BLT = (batch.signal_BLT - self.ecg_mean_L[:, None]) / self.ecg_sd_L[:, None] * ok_BL[..., None]
+        scaled_BLT = (batch.signal_BLT - self.ecg_mean_L[:, None]) / self.ecg_sd_L[:, None]
+        scaled_BLT = torch.where(ok_BL[..., None], scaled_BLT, 0.0)
         kept_BN = self._kept(batch)
         tokens_BND, pooled_BD = self.ecg_encoder(scaled_BLT, ok_BL, kept_BN)
-        seen_BND = self.narrow(tokens_BND)
+        seen_BND = self.ecg_encoder.spread_tokens(self.narrow(tokens_BND), kept_BN)
         is_kept_BN = torch.zeros(B, N, dtype=torch.bool, device=ok_BL.device).scatter(1, kept_BN, True)
-        place_BN1 = kept_BN[..., None].expand(-1, -1, seen_BND.shape[-1])
-        mask_BND = self.mask_11D.to(seen_BND.dtype).expand(B, N, -1)
-        x_BND = mask_BND.scatter(1, place_BN1, seen_BND) + self.place_1ND
+        x_BND = seen_BND + torch.where(is_kept_BN[..., None], 0.0, self.mask_11D) + self.place_1ND
         x_BND = torch.cat([self.narrow(pooled_BD)[:, None].to(x_BND.dtype), x_BND], dim=1)
         valid_BN = ok_BL.repeat_interleave(N // ok_BL.shape[1], dim=1)
         attended_BN = torch.cat([valid_BN.new_ones(B, 1), valid_BN], dim=1)

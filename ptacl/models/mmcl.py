@@ -75,7 +75,7 @@ class MMCL(System):
         batch: Batch,  # cine, frame phases and the end of systole are read
     ) -> Tensor:  # features of the picture, before the head, (B, D)
         "Scale and encode end-diastole, mid-systole and end-systole."
-        of_systole_Q = torch.tensor([0.0, 0.5, 1.0], device=batch.frame_phase_BF.device)
+        of_systole_Q = torch.arange(3, device=batch.frame_phase_BF.device) / 2
         wanted_BQ = es_phase(batch)[:, None] * of_systole_Q
         picture_BCHW = frames_at(batch.cine_BFHW, batch.frame_phase_BF, wanted_BQ)
         return self.image_encoder(self.scale_cine(picture_BCHW))

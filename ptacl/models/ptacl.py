@@ -74,11 +74,8 @@ class PTACL(System):
         batch: Batch,  # recordings of B participants
     ) -> Embeddings:  # one embedding a participant, and one a phase bin, for both modalities
         "Embed both recordings of every participant."
-        phase_BN, is_valid_BN = self.token_phase(batch)
         kept_BN = self.kept_patches(batch)
-        if kept_BN is not None:
-            phase_BN = phase_BN.gather(1, kept_BN)
-            is_valid_BN = is_valid_BN.gather(1, kept_BN)
+        phase_BN, is_valid_BN = self.token_phase(batch, kept_BN)
         ecg_BND, ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, kept_BN)
         cine_BFD, cine_BD = self.encode_cine(batch.cine_BFHW, batch.frame_time_BF, batch.kept_BF)
         if self.position_only:

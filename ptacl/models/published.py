@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ptacl.base.core import BadInput
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
+from ptacl.models.ecg_vit import ECGViT
 from ptacl.models.weights import first_names, fit_weights, model_folder, read_settings, read_weights
 
 
@@ -94,7 +95,7 @@ def encoder_from_weights(
         "position_1ND": position_1ND[:, 1:],
         "cls_11D": ours.pop("cls") + position_1ND[:, :1],
     }
-    encoder = ECGEncoder(
+    encoder = ECGViT(
         n * S,
         dim=D,
         depth=depth,

@@ -118,7 +118,8 @@ class ResidualNetwork(nn.Module):
             for k in range(n):
                 layers.append(ResidualBlock(c, width, size.expansion, 2 if k == 0 and i > 0 else 1, depth))
                 c = width * size.expansion
-        self.layers = nn.Sequential(*layers)
+        self.memory_format = torch.channels_last_3d if flat else torch.channels_last
+        self.layers = nn.Sequential(*layers).to(memory_format=self.memory_format)
         self.dim = c
 
     def forward(
@@ -126,4 +127,5 @@ class ResidualNetwork(nn.Module):
         x: Tensor,  # pictures (B, C, H, W) or stacks (B, C, Z, H, W)
     ) -> Tensor:  # features, (B, D)
         "Features of pictures or stacks."
-        return self.layers(x).flatten(2).mean(2)
+        x = self.layers(x.contiguous(memory_format=self.memory_format))
+        return x.mean(tuple(range(2, x.ndim)))

@@ -29,9 +29,18 @@ from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
 from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.prepared import ecg_windows, prepare_cine
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.system import System
 from ptacl.models.systems import build_system
-from ptacl.models.weights import Saved, fit_weights, model_folder, read_settings, read_weights, save_weights
+from ptacl.models.weights import (
+    Saved,
+    described_architecture,
+    fit_weights,
+    model_folder,
+    read_settings,
+    read_weights,
+    save_weights,
+)
 
 # %% ../../nbs/models/80_saved.ipynb #f84a44b6
 # part of a model -> the settings of its preparation, and the buffers that hold its scaling
@@ -119,10 +128,24 @@ def start_encoders(
                 f"cannot be read into the {part} of this run, a {type(own).__name__}",
                 "Let its class inherit `ptacl.models.weights.Saved`, or start from random weights",
             )
+        _check_kind(own, source)
         encoder = type(own).from_pretrained(source)
         _put_encoder(model, encoder, source)
         _check_preparation(encoder, cfg, source)
     return model
+
+
+def _check_kind(own: Saved, source: str | Path) -> None:
+    "Refuse another kind of ECG encoder."
+    if not isinstance(own, ECGEncoder):
+        return
+    there = described_architecture(source, own.part)
+    if there in own.kinds and not isinstance(own, own.kinds[there]):
+        raise BadInput(
+            source,
+            f"holds an {there}, and this run has an {type(own).__name__}",
+            "Set `ecg_encoder` to the kind that it was trained with, such as conv or vit",
+        )
 
 
 def _check_preparation(encoder: Saved, cfg: TrainConfig, source: str | Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ptacl.data.batches import Batch, Pairs
-from ptacl.models.ecg_vit import draw_kept
+from ptacl.models.ecg_encoder import draw_kept
 from ptacl.models.layers import ProjectionHead, ecg_token_phase
 
 
@@ -56,8 +56,8 @@ class System(nn.Module):
 
     def __init__(
         self,
-        # (B, L, T), (B, L) -> tokens (B, N, D), pooled (B, D); has `dim`, `n_leads`, `n_patches`, and
-        # `token_phase` if its tokens are not patches lead by lead
+        # (B, L, T), (B, L), patches in sight -> tokens (B, N, D), pooled (B, D): an `ECGEncoder`, or what
+        # has `dim`, `n_leads`, `n_patches`, and `token_phase` if its tokens are not patches lead by lead
         ecg_encoder: nn.Module,
         *,
         embed_dim: int,  # width of the shared embedding
@@ -93,8 +93,8 @@ class System(nn.Module):
         kept_BN: Tensor | None = None,  # indices of the patches to look at; None = all
     ) -> tuple[Tensor, Tensor]:  # tokens (B, N, D) and pooled features (B, D), before the head
         "Scale and encode ECG windows."
-        scaled_BLT = (signal_BLT - self.ecg_mean_L[:, None]) / self.ecg_sd_L[:, None] * lead_ok_BL[..., None]
-        return self.ecg_encoder(scaled_BLT, lead_ok_BL, kept_BN)
+        scaled_BLT = (signal_BLT - self.ecg_mean_L[:, None]) / self.ecg_sd_L[:, None]
+        return self.ecg_encoder(torch.where(lead_ok_BL[..., None], scaled_BLT, 0.0), lead_ok_BL, kept_BN)
 
     def embed_ecg(
         self,
@@ -120,12 +120,16 @@ class System(nn.Module):
     def token_phase(
         self,
         batch: Batch,  # phases of the samples, and which leads are good, are read
+        kept_BN: Tensor | None = None,  # indices of the patches in sight; None = all
     ) -> tuple[Tensor, Tensor]:  # phase of each ECG token and whether it has one, both (B, N)
         "Where in the cycle the ECG tokens lie, as the encoder says, or as patches lead by lead."
+        given = (batch.phase_BT, batch.is_valid_BT, batch.lead_ok_BL)
         if hasattr(self.ecg_encoder, "token_phase"):
-            return self.ecg_encoder.token_phase(batch.phase_BT, batch.is_valid_BT, batch.lead_ok_BL)
-        n_tokens = self.ecg_encoder.n_patches
-        return ecg_token_phase(batch.phase_BT, batch.is_valid_BT, batch.lead_ok_BL, n_tokens)
+            return self.ecg_encoder.token_phase(*given, kept_BN)
+        phase_BN, is_valid_BN = ecg_token_phase(*given, self.ecg_encoder.n_patches)
+        if kept_BN is None:
+            return phase_BN, is_valid_BN
+        return phase_BN.gather(1, kept_BN), is_valid_BN.gather(1, kept_BN)
 
     def scale_cine(
         self,

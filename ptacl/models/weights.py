@@ -9,6 +9,7 @@ __all__ = [
     "read_settings",
     "read_weights",
     "read_part",
+    "described_architecture",
     "first_names",
     "fit_weights",
     "Saved",
@@ -17,7 +18,7 @@ __all__ = [
 # %% ../../nbs/models/05_weights.ipynb #721a4637
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -130,14 +131,14 @@ def read_part(
     source: str | Path,  # a folder, or owner/name on the hub
     part: str,  # ecg_encoder, for instance
     architecture: str,  # name of the class that is wanted
+    former: Sequence[str] = (),  # names that the class had before
     # its weights and its settings (without `architectures`)
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     "Weights and settings of one part of a model."
     folder = model_folder(source)
-    inside = (folder / f"{part}.json").is_file()
-    settings = read_settings(folder / (f"{part}.json" if inside else "config.json"))
+    inside, settings = _read_description(folder, part)
     architectures = settings.pop("architectures", ["something else"])
-    if architectures != [architecture]:
+    if architectures not in [[name] for name in (architecture, *former)]:
         raise BadInput(
             folder,
             f"holds no {architecture} but {', '.join(map(str, architectures))}",
@@ -145,6 +146,23 @@ def read_part(
             f"or one that a {architecture} was saved to",
         )
     return read_weights(folder, part if inside else ""), settings
+
+
+def _read_description(folder: Path, part: str) -> tuple[bool, dict[str, object]]:
+    "Whether a part lies in a whole system, and its settings."
+    inside = (folder / f"{part}.json").is_file()
+    return inside, read_settings(folder / (f"{part}.json" if inside else "config.json"))
+
+
+# %% ../../nbs/models/05_weights.ipynb #301f34a3
+def described_architecture(
+    source: str | Path,  # a folder, or owner/name on the hub
+    part: str,  # ecg_encoder, for instance
+) -> str:  # name of the class
+    "The kind of one part of a model."
+    return ", ".join(
+        map(str, _read_description(model_folder(source), part)[1].get("architectures", ["something else"]))
+    )
 
 
 # %% ../../nbs/models/05_weights.ipynb #ba77cc56
@@ -191,6 +209,7 @@ class Saved:
     part: str = ""  # name of the attribute that holds it in a system
     settings: Mapping[str, object] = {}  # argument of its constructor -> value
     may_differ: tuple[str, ...] = ("dropout",)  # settings in which one that takes its place may differ
+    former_names: tuple[str, ...] = ()  # of the class, in folders that earlier versions wrote
     preparation: Mapping[str, object] = {}  # how its input was prepared, {} = not said
     # the folder it was read from, where what belongs to it lies; None = made here
     source: Path | None = None
@@ -209,6 +228,15 @@ class Saved:
         return save_weights(self.state_dict(), self.described(), folder)
 
     @classmethod
+    def current_settings(
+        cls,
+        settings: dict[str, object],  # as a folder gives them
+        source: str | Path,  # the folder, for a message
+    ) -> dict[str, object]:  # as the constructor takes them now
+        "Settings of an earlier version in the words of this one."
+        return settings
+
+    @classmethod
     def from_pretrained(
         cls,
         # a folder that an encoder was saved to, a run's folder, or owner/name on the hub
@@ -216,10 +244,10 @@ class Saved:
     ) -> "Saved":  # the encoder in evaluation mode
         "Read this kind of encoder, alone or out of a whole system."
         folder = model_folder(source)
-        weights, settings = read_part(folder, cls.part, cls.__name__)
+        weights, settings = read_part(folder, cls.part, cls.__name__, cls.former_names)
         preparation = settings.pop("preparation", {})
         try:
-            encoder = cls(**settings)
+            encoder = cls(**cls.current_settings(settings, folder))
         except TypeError as e:
             raise BadInput(
                 source,

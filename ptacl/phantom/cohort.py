@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = [
+    "simulated_id",
     "participant_row",
+    "describe_columns",
     "Simulated",
     "simulate_participant",
+    "row_alone",
     "write_ecg",
+    "simulated_split",
     "write_cohort",
-    "SimulateConfig",
+    "CohortConfig",
     "write_cohort_from_config",
 ]
 
@@ -25,10 +29,11 @@ import numpy as np
 import pandas as pd
 
 from ptacl.base.core import BadInput, write_atomic
-from ptacl.base.parameters import Parameters
+from ptacl.base.parameters import Parameters, check_rules
 from ptacl.data.cine import Cine, sidecar_path, write_cine
 from ptacl.data.ecg import ECG
 from ptacl.data.phenotypes import PHENOTYPES
+from ptacl.data.table import split_of
 from ptacl.phantom.body import PREVALENCE, draw_conditions, participant_rng
 from ptacl.phantom.cine import check_cine_recipe, simulate_cine
 from ptacl.phantom.ecg import UV_PER_LSB, simulate_ecg
@@ -101,6 +106,14 @@ _COLUMNS = {
 }
 
 
+# %% ../../nbs/phantom/40_cohort.ipynb #5c99ea83
+def simulated_id(
+    index: int,  # number of the participant, from 0
+) -> str:  # such as sim-0001 for the first
+    "The name of a simulated participant."
+    return f"sim-{index + 1:04d}"
+
+
 # %% ../../nbs/phantom/40_cohort.ipynb #9a798f32
 def participant_row(
     lat: Latents,  # the participant
@@ -134,7 +147,8 @@ def participant_row(
     return {name: row[name] for name in _COLUMNS}
 
 
-def _descriptions() -> dict[str, dict]:
+# %% ../../nbs/phantom/40_cohort.ipynb #7e8218b1
+def describe_columns() -> dict[str, dict]:  # column -> description, unit and, of phenotypes, field
     "What participants.json says of each column."
     fields_157 = {name: dict(field=PHENOTYPES[name][0]) for name in _CATEGORY_157}
     return {name: dict(description=d, unit=u) | fields_157.get(name, {}) for name, (d, u) in _COLUMNS.items()}
@@ -169,8 +183,25 @@ def simulate_participant(
     ecg, at_ecg = simulate_ecg(lat, participant_rng(index, seed, "ecg"), 10.0, noise, fault_rate)
     rng = participant_rng(index, seed, "cine")
     cine, at_cine = simulate_cine(lat, rng, n_frames, n_slices, size_px, noise, masks)
-    row = participant_row(lat, f"sim-{index + 1:04d}", at_ecg["fault"])
+    row = participant_row(lat, simulated_id(index), at_ecg["fault"])
     return Simulated(ecg=ecg, cine=cine, row=row, truth=at_ecg | at_cine, latents=lat)
+
+
+# %% ../../nbs/phantom/40_cohort.ipynb #623a2b49
+def row_alone(
+    index: int,  # number of the participant, from 0
+    seed: int,  # seed of the cohort
+    prevalence: dict[str, float] | None = None,  # condition -> probability; None = `PREVALENCE`
+    noise: float = 1.0,  # of both recordings, 0 = none
+    fault_rate: float = 0.0,  # probability that the ECG has one of `LEAD_FAULTS`
+) -> dict:  # as `simulate_participant` gives it
+    "The table's row of a participant whose recordings are not needed."
+    lat = draw_latents(index, seed, prevalence)
+    fault = ""
+    if fault_rate:
+        _, truth = simulate_ecg(lat, participant_rng(index, seed, "ecg"), 10.0, noise, fault_rate)
+        fault = truth["fault"]
+    return participant_row(lat, simulated_id(index), fault)
 
 
 # %% ../../nbs/phantom/40_cohort.ipynb #0c5be2c0
@@ -208,11 +239,24 @@ def write_ecg(
     return path
 
 
+# %% ../../nbs/phantom/40_cohort.ipynb #8f48f2e1
+def simulated_split(
+    index: int,  # number of the participant, from 0
+    n_val: int,  # participants for validation
+    n_test: int,  # participants for the test
+) -> str:  # "train", "val" or "test"; by the name alone if nobody is held out by number
+    "The split of a simulated participant."
+    if n_val + n_test == 0:
+        return split_of(simulated_id(index))
+    if index < n_test:
+        return "test"
+    return "val" if index < n_test + n_val else "train"
+
+
 # %% ../../nbs/phantom/40_cohort.ipynb #9f0bb7ee
 def _write_participant(out: Path, index: int, recipe: dict) -> dict:
     "Write the files of a participant unless they are there; return its row."
-    lat = draw_latents(index, recipe["seed"], recipe["prevalence"])
-    row = participant_row(lat, f"sim-{index + 1:04d}")
+    row = row_alone(index, recipe["seed"], recipe["prevalence"])
     record = out / row["ecg"]
     cine = out / row["cine"]
     mask = out / "mask" / cine.name
@@ -220,11 +264,7 @@ def _write_participant(out: Path, index: int, recipe: dict) -> dict:
     if recipe["masks"]:
         files += [mask, sidecar_path(mask)]
     if all(f.exists() for f in files):
-        if recipe["fault_rate"]:
-            rng = participant_rng(index, recipe["seed"], "ecg")
-            _, truth = simulate_ecg(lat, rng, 10.0, recipe["noise"], recipe["fault_rate"])
-            row["truth_fault"] = truth["fault"]
-        return row
+        return row_alone(index, recipe["seed"], recipe["prevalence"], recipe["noise"], recipe["fault_rate"])
     eighth = index % 8 if recipe["mixed"] else None
     n_slices = 3 if eighth == 5 else recipe["n_slices"]
     asked = {k: recipe[k] for k in ("n_frames", "size_px", "prevalence", "noise", "fault_rate", "masks")}
@@ -264,13 +304,15 @@ def write_cohort(
     masks: bool = False,  # also label volumes below mask/: 1 LV cavity, 2 myocardium, 3 RV cavity
     mixed: bool = False,  # every eighth: 3 slices; narrow image; format 16; other lead order and spelling
     n_jobs: int = 1,  # processes
+    n_val: int = 0,  # participants for validation, see `simulated_split`
+    n_test: int = 0,  # participants for the test; 0 and 0 = the table has no column `split`
 ) -> Path:  # `out`
     "Simulate `n` participants into a cohort folder: WFDB, NIfTI, participants.tsv and .json."
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    if n < 1:
-        raise BadInput(out, f"n is {n}, which is no participant", "Ask for at least one.")
+    if n <= n_val + n_test:
+        raise BadInput(out, f"n is {n}, which leaves no participant to train on", "Ask for at least one.")
     if not 0 <= fault_rate <= 1:
         raise BadInput("fault_rate", f"{fault_rate} is no probability", "Give a number from 0 to 1.")
     out = Path(out)
@@ -285,30 +327,36 @@ def write_cohort(
         masks=masks,
         mixed=mixed,
     )
+    held_out = dict(n_val=n_val, n_test=n_test) if n_val + n_test else {}
+    recipe |= held_out
     draw_conditions(np.random.default_rng(0), recipe["prevalence"])  # refuses what is no prevalence
     check_cine_recipe(n_frames, n_slices, size_px, noise)
     begun = out / "recipe.json"
     if begun.exists() and json.loads(begun.read_text()) != recipe:
         before = begun.read_text().strip()
         raise BadInput(begun, f"was begun as {before}", "Use the same recipe, or another folder.")
-    described = json.dumps(_descriptions(), indent=1) + "\n"
+    described = json.dumps(describe_columns(), indent=1) + "\n"
     write_atomic(begun, lambda tmp: tmp.write_text(json.dumps(recipe) + "\n"))
     write_atomic(out / "participants.json", lambda tmp: tmp.write_text(described))
     jobs = (delayed(_write_participant)(out, k, recipe) for k in range(n))
     done = Parallel(n_jobs=n_jobs, return_as="generator", idle_worker_timeout=2)(jobs)
     rows = tqdm(done, total=n, desc="simulating", unit="participant", mininterval=1)
+    if held_out:
+        rows = (row | dict(split=simulated_split(k, n_val, n_test)) for k, row in enumerate(rows))
     _write_rows(rows, out / "participants.tsv")
     return out
 
 
 # %% ../../nbs/phantom/40_cohort.ipynb #d8405dff
 @dataclass(frozen=True)
-class SimulateConfig(Parameters):
-    "Every setting of one simulated cohort."
+class CohortConfig(Parameters):
+    "Who is simulated, and how."
 
     # --- cohort
     out: str = ""  # folder, new or begun with the same settings, or empty for a temporary one
     n: int = 16  # participants
+    n_val: int = 0  # of them for validation
+    n_test: int = 0  # of them for the test, 0 and no n_val is a fifth, by name
     seed: int = 1  # seed of the cohort, with a participant's number it fixes everything about it
     workers: int = 2  # processes
     # --- recordings
@@ -330,16 +378,23 @@ class SimulateConfig(Parameters):
     def __post_init__(self) -> None:  # raises BadInput
         check_cine_recipe(self.frames, self.slices, self.size, self.noise)
         draw_conditions(np.random.default_rng(0), {k: getattr(self, k) for k in PREVALENCE})
-        for k in ("n", "workers"):
-            if getattr(self, k) < 1:
-                raise BadInput("parameters", f"`{k}` is {getattr(self, k)}", "Give at least 1")
-        if not 0 <= self.fault_rate <= 1:
-            raise BadInput("parameters", f"`fault_rate` is {self.fault_rate}", "Give a share from 0 to 1")
+        train = self.n - self.n_val - self.n_test
+        check_rules(
+            self,
+            [
+                (self.n >= 1, "n", "Give at least 1"),
+                (self.workers >= 1, "workers", "Give at least 1"),
+                (self.n_val >= 0, "n_val", "Give 0 or more"),
+                (self.n_test >= 0, "n_test", "Give 0 or more"),
+                (train >= 1, "n", "Give more than n_val and n_test together: the rest trains"),
+                (0 <= self.fault_rate <= 1, "fault_rate", "Give a share from 0 to 1"),
+            ],
+        )
 
 
 # %% ../../nbs/phantom/40_cohort.ipynb #dc7c8c55
 def write_cohort_from_config(
-    cfg: SimulateConfig,  # settings
+    cfg: CohortConfig,  # settings
     out: str | Path,  # folder, new or begun with the same settings
 ) -> Path:  # `out`
     "`write_cohort` with the settings of an experiment."
@@ -355,4 +410,6 @@ def write_cohort_from_config(
         cfg.fault_rate,
         cfg.masks,
         n_jobs=cfg.workers,
+        n_val=cfg.n_val,
+        n_test=cfg.n_test,
     )

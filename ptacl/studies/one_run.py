@@ -21,7 +21,7 @@ from ptacl.base.parameters import Parameters, check_names
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.cohort import phenotype_columns
 from ptacl.evaluation.conditions import predict_conditions
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import from_pretrained
 from ptacl.models.system import Embeddings, System
 from ptacl.models.systems import build_system

@@ -39,7 +39,7 @@ from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.ecg_files import read_ecg
 from ptacl.losses.contrast import info_nce
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.encoders import ecg_encoder_from_config
 from ptacl.models.systems import build_system, objective
 from ptacl.training.batches import StepBatch, TrainingBatches

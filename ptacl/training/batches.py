@@ -9,7 +9,7 @@ __all__ = ["StepBatch", "TrainingBatches"]
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput
 from ptacl.data.augment import BatchGenerator, augment, augmentation_from_config
 from ptacl.data.batches import Batch, Pairs, draw_batch, epoch_order
-from ptacl.models.ecg_vit import draw_kept
+from ptacl.models.ecg_encoder import draw_kept
 from ptacl.models.systems import system_entry
 from ptacl.training.distributed import own_rows
 
@@ -67,7 +67,9 @@ class TrainingBatches:
         self.n_patches = n_patches
         self.transforms = dict(ecg_transform=ecg_transform, cine_transform=cine_transform)
         self.start = start
-        self.steps_per_epoch, self.batch_size = epoch_order(len(pairs), cfg.batch_size, cfg.seed, 0).shape
+        self.ids = pairs.table.participant_id.to_numpy()
+        self._order = lru_cache(2)(partial(epoch_order, len(pairs), cfg.batch_size, cfg.seed))
+        self.steps_per_epoch, self.batch_size = self._order(0).shape
         n_epochs = cfg.epochs if system_entry(cfg).trains else 0
         self.n_steps = n_epochs * self.steps_per_epoch  # of the whole run
         self.rows = own_rows(self.batch_size, process, processes)
@@ -81,7 +83,7 @@ class TrainingBatches:
     ) -> np.ndarray:  # rows of the pairs in the global batch of that step, (B,)
         "Who is in the batch of a step."
         epoch, k = divmod(step, self.steps_per_epoch)
-        return epoch_order(len(self.pairs), self.batch_size, self.cfg.seed, epoch)[k]
+        return self._order(epoch)[k]
 
     def read(
         self,
@@ -101,7 +103,10 @@ class TrainingBatches:
         if self.n_patches and cfg.ecg_keep < 1:
             generator = BatchGenerator(cfg.seed, step, 2, rows)
             fields["kept_BN"] = draw_kept(len(rows), self.n_patches, cfg.ecg_keep, generator=generator)
-        return Batch(**fields)
+        batch = Batch(**fields)
+        if torch.device(self.device).type == "cuda":  # from pinned memory it moves while the GPU computes
+            batch = Batch(*(x.pin_memory() for x in batch))
+        return batch
 
     def finish(
         self,
@@ -116,14 +121,21 @@ class TrainingBatches:
         generator = BatchGenerator(self.cfg.seed, step, 1, rows, self.device)
         return Batch(**augment(given, augmentation_from_config(self.cfg), generator, **self.transforms))
 
+    def at(
+        self,
+        step: int,  # optimiser step, from 0
+    ) -> StepBatch:  # whose parts are read when they are asked for
+        "The batch of one step."
+        n = len(self.rows)
+        size = self.cfg.micro_batch if 0 < self.cfg.micro_batch < n else n
+        bounds = [*self.rows[::size], self.rows.stop]
+        parts = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return self._step(step, [partial(self._make, step, rows) for rows in parts])
+
     def __iter__(self) -> Iterator[StepBatch]:  # from step `start` to the last
         "Make the batch of every step."
-        size = self.cfg.micro_batch
-        if 0 < size < len(self.rows):
-            bounds = [*self.rows[::size], self.rows.stop]
-            parts = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-            for step in range(self.start, self.n_steps):
-                yield self._step(step, [partial(self._make, step, rows) for rows in parts])
+        if 0 < self.cfg.micro_batch < len(self.rows):
+            yield from (self.at(step) for step in range(self.start, self.n_steps))
             return
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self.read, self.start) if self.start < self.n_steps else None
@@ -139,5 +151,5 @@ class TrainingBatches:
 
     def _step(self, step: int, parts: Sequence[Callable[[], Batch]]) -> StepBatch:
         "Put the parts of a step together with the names of its participants."
-        ids = self.pairs.table.participant_id.iloc[self.members(step)].tolist()
+        ids = self.ids[self.members(step)].tolist()
         return StepBatch(participants=ids, rows=self.rows, parts=parts)

@@ -65,6 +65,8 @@ class TrainState:
     log: list[dict[str, float]] = field(default_factory=list)  # one row a logged step or evaluation
     best: dict[str, Tensor] | None = None  # weights of the best evaluation, None = not kept
     cohort: str = ""  # digest of who is trained on
+    # step of the first number that is not finite, -1 = none; on the device, None = nothing was looked for
+    spoiled_at: Tensor | None = None
 
 
 # %% ../../nbs/training/40_checkpoint.ipynb #9c3ae708

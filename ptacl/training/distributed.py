@@ -107,14 +107,20 @@ TRAINING_FILE = "PTACL_TRAINING_FILE"  # names the file where this process leave
 # %% ../../nbs/training/10_distributed.ipynb #802559c6
 def gather(
     out: Embeddings,  # of this process's rows
+    # rows of all processes, divided as `own_rows` does it; None = they tell each other, and wait for it
+    n_rows: int | None = None,
 ) -> Embeddings:  # of the rows of all processes, in order; the same in each
     "Gather embeddings from all processes, with gradient."
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return out
     B = len(out[0])
-    sizes = [torch.zeros(1, dtype=torch.int64, device=out[0].device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([B], device=out[0].device))
-    sizes = [int(n) for n in sizes]
+    n_processes = dist.get_world_size()
+    if n_rows is None:
+        sizes = [torch.zeros(1, dtype=torch.int64, device=out[0].device) for _ in range(n_processes)]
+        dist.all_gather(sizes, torch.tensor([B], device=out[0].device))
+        sizes = [int(n) for n in sizes]
+    else:
+        sizes = [len(own_rows(n_rows, k, n_processes)) for k in range(n_processes)]
     fields = list(out)
     for is_float in (True, False):
         # one exchange for all fields of a kind; empty fields (not asked for) stay as they are

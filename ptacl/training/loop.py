@@ -53,7 +53,7 @@ def explain_failure(
         f"recordings that hold NaN or infinity: {', '.join(spoiled) or 'none'}{scope}",
         f"first output of the model that is not finite: {_first_spoiled_output(state.model, parts)}",
         f"weights that are not finite: {', '.join(weights[:5]) or 'none'}",
-        f"largest gradients ({which_step}): {largest or 'none yet'}",
+        f"largest gradients ({which_step}): {largest or 'none'}",
     ]
     return "\n".join(lines)
 
@@ -93,6 +93,7 @@ def train_step(
     n_steps: int,  # steps of the whole run
     # loss and its parts of the model and a batch; None = `objective` of the model's embeddings
     loss_of: Callable[[torch.nn.Module, Batch, TrainConfig], tuple[Tensor, dict]] | None = None,
+    look: bool = True,  # whether a number that is not finite stops the run at once; no = only note it
 ) -> dict[str, Tensor | float | int]:  # parts of the loss, lr, gradient norm, temperature
     "One optimiser step."
     model = state.model.train()
@@ -103,7 +104,7 @@ def train_step(
     torch.manual_seed(_step_seed(cfg.seed, state.step, fabric.global_rank))
 
     loss, row, backward = _forward(model, batch, cfg, fabric, loss_of)
-    if not torch.isfinite(loss):
+    if look and not torch.isfinite(loss):
         raise FloatingPointError(explain_failure(f"the loss is {loss.item()}", state, batch))
     state.optimizer.zero_grad(set_to_none=True)
     backward()
@@ -111,8 +112,10 @@ def train_step(
         model, state.optimizer, max_norm=cfg.clip_norm, error_if_nonfinite=False
     )
     skips_by_itself = getattr(fabric._precision, "scaler", None) is not None  # fp16's scaler
-    if not torch.isfinite(grad_norm) and not skips_by_itself:
+    if look and not skips_by_itself and not torch.isfinite(grad_norm):
         raise FloatingPointError(explain_failure(f"the gradient is {grad_norm.item()}", state, batch))
+    if not look:
+        _note_spoiled(state, loss.detach() if skips_by_itself else loss.detach() + grad_norm)
     state.optimizer.step()
 
     state.step += 1
@@ -123,18 +126,29 @@ def train_step(
     return row
 
 
+def _note_spoiled(state: TrainState, number: Tensor) -> None:
+    "Note on the device that a number is not finite, and let AdamW change nothing from then on."
+    if state.spoiled_at is None:
+        state.spoiled_at = torch.full((), -1, device=number.device)
+    is_first = ~number.isfinite() & (state.spoiled_at < 0)
+    state.spoiled_at = torch.where(is_first, state.step, state.spoiled_at)
+    optimizer = getattr(state.optimizer, "optimizer", state.optimizer)  # without Fabric's wrapping
+    optimizer.found_inf = (state.spoiled_at >= 0).float()
+
+
 def _forward(
     model: torch.nn.Module, batch: StepBatch, cfg: TrainConfig, fabric: Fabric, loss_of: Callable | None
 ) -> tuple[Tensor, dict, Callable[[], None]]:
     "The loss of a step, its parts, and what carries its gradient to the weights."
+    n = len(batch.participants)
     if loss_of:
         loss, row = loss_of(model, batch.parts[0](), cfg)
     elif len(batch.parts) == 1:
         out = model(batch.parts[0]())
-        loss, row = objective(gather(out), model.temperature, cfg)
+        loss, row = objective(gather(out, n), model.temperature, cfg)
     else:
         out, temperature, finish = cached_forward(model, batch.parts, fabric)
-        loss, row = objective(gather(out), temperature, cfg)
+        loss, row = objective(gather(out, n), temperature, cfg)
 
         def backward() -> None:
             "To the embeddings, then from micro-batch to micro-batch."
@@ -143,6 +157,22 @@ def _forward(
 
         return loss, row, backward
     return loss, row, partial(fabric.backward, loss)
+
+
+def _stop_if_spoiled(
+    state: TrainState, batches: TrainingBatches, cfg: TrainConfig, loss_of: Callable | None
+) -> None:
+    "Stop where one of the steps without a look was not finite: go through it again, and look."
+    step = -1 if state.spoiled_at is None else int(state.spoiled_at)
+    if step < 0:
+        return
+    state.step = step
+    state.optimizer.zero_grad(set_to_none=True)  # they are not those of the step before
+    train_step(state, batches.at(step), cfg, batches.n_steps, loss_of)
+    ids = ", ".join(batches.at(step).participants)
+    raise FloatingPointError(
+        f"loss or gradient was not finite at step {step}, but is now; participants of the batch: {ids}"
+    )
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:
@@ -191,25 +221,33 @@ def fit(
         journal.note(score(state.model, val, cfg, 2 if n_steps else None))
         check_best(cfg, val, state.log[-1])
 
+    is_over = any_process(_is_out_of_patience(state, cfg), fabric.device)
     with collect_sigterm(checkpoint is not None) as signals, journal:
         for batch in batches:
-            if cfg.patience and any_process(_is_out_of_patience(state, cfg), fabric.device):
+            if is_over:
                 break
-            row = train_step(state, batch, cfg, n_steps, loss_of)
+            is_last, is_logged, is_scored, is_saved = _due(state.step + 1, cfg, batches)
+            look = is_logged or is_scored or is_saved
+            if look:
+                _stop_if_spoiled(state, batches, cfg, loss_of)
+            row = train_step(state, batch, cfg, n_steps, loss_of, look=look)
             if state.mean:
                 average_weights(state.mean, state.model, state.step, batches.batch_size, cfg.average_pairs)
             journal.bar.update()
-            is_last = state.step == n_steps
-            if is_first and (is_last or state.step % cfg.log_every == 0):
+            if is_first and is_logged:
                 journal.note_step(row)
-            if is_first and (is_last or state.step % (batches.steps_per_epoch * cfg.eval_every) == 0):
+            if is_first and is_scored:
                 journal.note(score(state.mean or state.model, val, cfg, None))
                 _keep_if_best(state, cfg, checkpoint)
-            stopped = any_process(bool(signals), fabric.device)
-            if checkpoint is not None and (stopped or is_last or state.step % cfg.checkpoint_every == 0):
+            is_over = is_scored and any_process(_is_out_of_patience(state, cfg), fabric.device)
+            # several processes wait for each other's answer, so they ask now and then
+            asks = look or fabric.world_size == 1 or state.step % 10 == 0
+            stopped = asks and any_process(bool(signals), fabric.device)
+            if checkpoint is not None and is_saved:
                 save_checkpoint(state, cfg, Path(checkpoint))
             if stopped and not is_last:
-                _leave(state, n_steps)
+                _stop_if_spoiled(state, batches, cfg, loss_of)
+                _leave(state, cfg, Path(checkpoint), n_steps)
 
     if state.best or state.mean:
         state.model.load_state_dict(state.best or state.mean.state_dict())
@@ -229,8 +267,17 @@ def _require_two(**parts: Pairs) -> None:
             )
 
 
+def _due(step: int, cfg: TrainConfig, batches: TrainingBatches) -> tuple[bool, bool, bool, bool]:
+    "Whether a step is the last, and is logged, followed by an evaluation, saved."
+    is_last = step == batches.n_steps
+    every = (cfg.log_every, batches.steps_per_epoch * cfg.eval_every, cfg.checkpoint_every)
+    return is_last, *(is_last or step % n == 0 for n in every)
+
+
 def _is_out_of_patience(state: TrainState, cfg: TrainConfig) -> bool:
     "Whether too many evaluations have brought nothing better."
+    if not cfg.patience:
+        return False
     best = best_row(state.log, cfg.keep_best)
     return best is not None and best[1] >= cfg.patience
 
@@ -245,8 +292,9 @@ def _keep_if_best(state: TrainState, cfg: TrainConfig, checkpoint: Path | None) 
         save_checkpoint(state, cfg, Path(checkpoint).with_name("best.ckpt"))
 
 
-def _leave(state: TrainState, n_steps: int) -> None:
-    "End this process as one that has done its work."
+def _leave(state: TrainState, cfg: TrainConfig, checkpoint: Path, n_steps: int) -> None:
+    "Save, and end this process as one that has done its work."
+    save_checkpoint(state, cfg, checkpoint)
     if state.fabric.global_rank == 0:
         stopped = f"SIGTERM: stopped after step {state.step} of {n_steps} and saved."
         print(f"{stopped} Start the same command again, it goes on from there.", flush=True)

@@ -61,7 +61,7 @@ def _layers_above_input(encoder: nn.Module) -> dict[str, int]:
 # %% ../../nbs/training/30_optimiser.ipynb #8fa7119b
 def optimizer_from_config(
     model: nn.Module,  # what to train
-    cfg: TrainConfig,  # uses lr, weight_decay and layer_decay
+    cfg: TrainConfig,  # uses lr, weight_decay, layer_decay and precision
     # groups with and without decay, of each layer where rates differ; `lr_scale` is its share of the rate
 ) -> torch.optim.AdamW:
     "AdamW with weight decay on matrices only."
@@ -83,6 +83,7 @@ def optimizer_from_config(
         ],
         lr=cfg.lr,
         betas=(0.9, 0.98),
+        fused=cfg.precision != "16-mixed",  # Fabric's scaler of fp16 clips no gradients of a fused optimiser
     )
 
 

@@ -29,7 +29,7 @@ from ptacl.base.parameters import check_rules
 from ptacl.data.batches import Batch, Pairs, evaluation_batches, load_data
 from ptacl.data.cohort import Cohort
 from ptacl.models.cine import CineEncoder
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.encoders import cine_encoder_from_config, ecg_encoder_from_config, preset_of
 from ptacl.models.masked import (
     MaskedCine,

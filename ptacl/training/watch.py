@@ -177,7 +177,7 @@ class Journal:
         state = self.state
         epoch = state.step / self.batches.steps_per_epoch
         place = dict(step=state.step, epoch=epoch, samples_seen=state.samples_seen)
-        state.log.append(place | {k: float(v) for k, v in row.items()})
+        state.log.append(place | _numbers(row))
         if self.on_log:
             self.on_log(state.log[-1])
 
@@ -198,3 +198,13 @@ class Journal:
         "Count time and pairs from here."
         self.clock = time.perf_counter()
         self.counted = self.state.samples_seen
+
+
+def _numbers(row: Mapping[str, Tensor | float | int]) -> dict[str, float]:
+    "Plain numbers, in the same order; those on the device come over together."
+    tensors = {k: v.detach().double().reshape(()) for k, v in row.items() if torch.is_tensor(v)}
+    if not tensors:
+        return {k: float(v) for k, v in row.items()}
+    device = next(iter(tensors.values())).device
+    together = torch.stack([x.to(device) for x in tensors.values()]).tolist()
+    return {k: float(v) for k, v in {**row, **dict(zip(tensors, together, strict=True))}.items()}

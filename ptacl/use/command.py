@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.ecg_files import recording_suffixes
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.use.embed import PRECISIONS, Source, embed, left_out, shared_head
 
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from ptacl.base.core import BadInput
 from ptacl.data.many_ecgs import Source, windows_of_each
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.layers import ProjectionHead
 from ptacl.models.weights import fit_weights, read_settings, read_weights
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.ecg import STANDARD_LEADS
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.use.embed import has_head, shared_head
 
 
@@ -86,7 +86,7 @@ def _traced(encoder: ECGEncoder) -> tuple[ECGGraph, object]:
     head = shared_head(encoder) if has_head(encoder) else None
     graph = ECGGraph(deepcopy(encoder), head).cpu().eval()
     names = ["features", "embedding"][: 1 if head is None else 2]
-    T = encoder.n_columns * encoder.patch
+    T = encoder.n_samples
     example = (torch.zeros(2, encoder.n_leads, T), torch.ones(2, encoder.n_leads, dtype=torch.bool))
     batch = {0: torch.export.Dim("batch", min=1)}
     with _quiet():
@@ -119,9 +119,7 @@ def onnx_difference(
     encoder = graph.encoder
     worst = 0.0
     for B in batch_sizes:
-        signal_BLT = rng.normal(0, 0.3, (B, encoder.n_leads, encoder.n_columns * encoder.patch)).astype(
-            np.float32
-        )
+        signal_BLT = rng.normal(0, 0.3, (B, encoder.n_leads, encoder.n_samples)).astype(np.float32)
         # a window alone has all its leads
         lead_ok_BL = rng.random((B, encoder.n_leads)) < (1 if B == 1 else 0.8)
         with torch.no_grad():

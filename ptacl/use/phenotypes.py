@@ -17,7 +17,7 @@ import torch
 
 from ptacl.base.core import BadInput
 from ptacl.evaluation.probe import fit_ridge
-from ptacl.models.ecg_vit import ECGEncoder
+from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.weights import model_folder, read_settings, read_weights, save_weights
 from ptacl.use.embed import Source, embed, folder_identity
 
