@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ptacl.base.core import BadInput
-from ptacl.evaluation.bootstrap import bootstrap_ci
 from ptacl.models.system import Embeddings
 from ptacl.plots.sheet import COLOURS, finish_axes, new_figure
 
