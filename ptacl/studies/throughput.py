@@ -38,6 +38,7 @@ from ptacl.base.config import TrainConfig, save_config
 from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.ecg_files import read_ecg
+from ptacl.data.prepared import ecg_windows
 from ptacl.losses.contrast import info_nce
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.encoders import ecg_encoder_from_config
@@ -46,7 +47,7 @@ from ptacl.training.batches import StepBatch, TrainingBatches
 from ptacl.training.checkpoint import TrainState, start_state
 from ptacl.training.device import fabric_from_config
 from ptacl.training.loop import train_step
-from ptacl.use.embed import ecg_windows, embed
+from ptacl.use.embed import embed
 
 
 # %% ../../nbs/studies/70_throughput.ipynb #09ed6d48
