@@ -34,7 +34,12 @@ EXPERIMENTS = dict(
     evaluate=EvaluateConfig,
     explore=ExploreConfig,
 )
-RECIPES = dict(thousand_pretrain=PretrainConfig, thousand=TrainConfig, compare_phantom=CompareConfig)
+RECIPES = dict(
+    thousand_pretrain=PretrainConfig,
+    thousand=TrainConfig,
+    compare_phantom=CompareConfig,
+    bench_gpu=BenchmarkConfig,
+)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

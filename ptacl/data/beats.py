@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "bandpass",
     "find_r_peaks",
     "score_r_peaks",
     "find_ectopic",
@@ -17,22 +18,40 @@ __all__ = [
 # %% ../../nbs/data/20_beats.ipynb #4b6d0b86
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import butter, find_peaks, sosfiltfilt
+from scipy.signal import butter, find_peaks
 
 from ptacl.base.core import BadInput
 from ptacl.data.ecg import ECG
+from ptacl.data.zero_phase import zero_phase
+
+
+# %% ../../nbs/data/20_beats.ipynb #9194b084
+@lru_cache(maxsize=64)
+def _butterworth(fs: float, kind: str, *edges_hz: float) -> np.ndarray:
+    "A Butterworth filter of order 2 as second-order sections, designed once."
+    return butter(2, edges_hz if len(edges_hz) > 1 else edges_hz[0], kind, fs=fs, output="sos")
+
+
+def _filtered(x_LT: np.ndarray, fs: float, sos: np.ndarray) -> np.ndarray:
+    "Filtered without delay; short records are mirrored as far as they go."
+    return zero_phase(sos, x_LT, min(round(fs), x_LT.shape[-1] - 1))
+
+
+def bandpass(
+    x_LT: np.ndarray,  # leads, all finite, (L, T), any unit
+    fs: float,  # sampling rate, Hz
+    low_hz: float,  # lower edge, Hz
+    high_hz: float,  # upper edge, Hz; at most 0.45 fs is taken
+) -> np.ndarray:  # float64, (L, T), the same unit
+    "A band of each lead, filtered without delay (Butterworth, order 2)."
+    return _filtered(x_LT, fs, _butterworth(fs, "bandpass", low_hz, min(high_hz, 0.45 * fs)))
 
 
 # %% ../../nbs/data/20_beats.ipynb #602eca6e
-def _bandpass(x_LT: np.ndarray, fs: float, low_hz: float, high_hz: float) -> np.ndarray:
-    "Zero-phase Butterworth band of order 2; short records are mirrored as far as they go."
-    sos = butter(2, [low_hz, min(high_hz, 0.45 * fs)], "bandpass", fs=fs, output="sos")
-    return sosfiltfilt(sos, x_LT, axis=-1, padtype="even", padlen=min(round(fs), x_LT.shape[-1] - 1))
-
-
 def _magnitude(y_LT: np.ndarray) -> np.ndarray:
     "Root mean square over the leads without the largest quarter at each sample, (T,)."
     square_LT = y_LT**2
@@ -68,7 +87,7 @@ def _beat_places(x_LT: np.ndarray, fs: float) -> np.ndarray:
     import neurokit2 as nk
 
     none = np.zeros(0, np.int64)
-    magnitude_T = _magnitude(_bandpass(x_LT, fs, 8, 25))
+    magnitude_T = _magnitude(bandpass(x_LT, fs, 8, 25))
     strength_T = uniform_filter1d(magnitude_T, max(1, round(0.08 * fs)), mode="constant")
     with warnings.catch_warnings():  # neurokit2 averages an empty list when it finds nothing
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -95,9 +114,9 @@ def _beat_places(x_LT: np.ndarray, fs: float) -> np.ndarray:
     return np.array(kept, np.int64)
 
 
-def _align(x_LT: np.ndarray, fs: float, places: np.ndarray) -> np.ndarray:
+def _align(qrs_LT: np.ndarray, fs: float, places: np.ndarray) -> np.ndarray:
     "R peaks: every window of the magnitude shifted on to the median window."
-    m_T = _magnitude(_bandpass(x_LT, fs, 1, 40))
+    m_T = _magnitude(qrs_LT)
     half = round(0.08 * fs)
     reach = round(0.05 * fs)
     r_K = np.array(
@@ -128,6 +147,18 @@ def _align(x_LT: np.ndarray, fs: float, places: np.ndarray) -> np.ndarray:
     return np.unique(r_K[(r_K >= 2) & (r_K < len(m_T) - 2)])
 
 
+def _r_peaks(x_LT: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray | None]:
+    "R peaks, and the band in which QRS is whole, 1..40 Hz; None = there is no beat."
+    none = np.zeros(0, np.int64)
+    if len(x_LT) == 0 or x_LT.shape[1] < 0.8 * fs or not np.ptp(x_LT, axis=1).any():
+        return none, None
+    places = _beat_places(x_LT, fs)
+    if len(places) == 0:
+        return none, None
+    qrs_LT = bandpass(x_LT, fs, 1, 40)
+    return _align(qrs_LT, fs, places), qrs_LT
+
+
 # %% ../../nbs/data/20_beats.ipynb #63c770cf
 def find_r_peaks(
     signal_LT: np.ndarray,  # leads, any number from 1, (L, T), mV
@@ -136,11 +167,7 @@ def find_r_peaks(
     # sample indices of R peaks, rising, int64, (K,); empty where there is no beat
 ) -> np.ndarray:
     "R peaks from all good leads at once."
-    x_LT = _good_leads(signal_LT, lead_ok_L)
-    if len(x_LT) == 0 or x_LT.shape[1] < 0.8 * fs or not np.ptp(x_LT, axis=1).any():
-        return np.zeros(0, np.int64)
-    places = _beat_places(x_LT, fs)
-    return _align(x_LT, fs, places) if len(places) else places
+    return _r_peaks(_good_leads(signal_LT, lead_ok_L), fs)[0]
 
 
 # %% ../../nbs/data/20_beats.ipynb #ac92d128
@@ -171,30 +198,42 @@ def score_r_peaks(
 
 
 # %% ../../nbs/data/20_beats.ipynb #7a35df02
-def _likeness(x_LT: np.ndarray, fs: float, r_peaks: np.ndarray) -> np.ndarray:
+def _likeness(qrs_LT: np.ndarray, fs: float, r_peaks: np.ndarray) -> np.ndarray:
     "Cosine between each QRS and the dominant one, best of small shifts, over samples inside, (K,)."
     half = round(0.08 * fs)
     slack = max(1, round(0.02 * fs))
     pad = half + slack
-    y_LT = np.pad(_bandpass(x_LT, fs, 1, 40), ((0, 0), (pad, pad)))
-    inside_T = np.pad(np.ones(x_LT.shape[1]), pad)
+    y_LT = np.pad(qrs_LT, ((0, 0), (pad, pad)))
+    inside_T = np.pad(np.ones(qrs_LT.shape[1]), pad)
+    wide_KLT = np.stack([y_LT[:, r : r + 2 * pad + 1] for r in r_peaks])
+    inside_wide_KT = np.stack([inside_T[r : r + 2 * pad + 1] for r in r_peaks])
 
-    def cut(z: np.ndarray, shift: int) -> np.ndarray:
-        return np.stack([z[..., r + slack + shift : r + slack + shift + 2 * half + 1] for r in r_peaks])
+    def cut(wide: np.ndarray, shift: int) -> np.ndarray:
+        return wide[..., slack + shift : slack + shift + 2 * half + 1]
 
-    flat = cut(y_LT, 0).reshape(len(r_peaks), -1)
+    flat = cut(wide_KLT, 0).reshape(len(r_peaks), -1)
     flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
     # enough of a long record
     some = flat[np.unique(np.linspace(0, len(flat) - 1, min(len(flat), 300)).astype(int))]
     alike = some @ some.T > 0.9
-    dominant_LT = some[alike[alike.sum(1).argmax()]].mean(0).reshape(len(x_LT), -1)
+    dominant_LT = some[alike[alike.sum(1).argmax()]].mean(0).reshape(len(qrs_LT), -1)
     best_K = np.full(len(r_peaks), -1.0)
     for shift in range(-slack, slack + 1, max(1, slack // 4)):
-        qrs_KLT = cut(y_LT, shift)
-        inside_KT = cut(inside_T, shift)
+        qrs_KLT = cut(wide_KLT, shift)
+        inside_KT = np.ascontiguousarray(cut(inside_wide_KT, shift))
         size = np.sqrt((qrs_KLT**2).sum((1, 2)) * (inside_KT @ (dominant_LT**2).sum(0)))
         best_K = np.maximum(best_K, (qrs_KLT * dominant_LT).sum((1, 2)) / np.maximum(size, 1e-12))
     return best_K
+
+
+def _departs(qrs_LT: np.ndarray, fs: float, r_peaks: np.ndarray) -> np.ndarray:
+    "Beats that are not of the dominant rhythm, at least three being there, (K,)."
+    is_ectopic_K = _likeness(qrs_LT, fs, r_peaks) < 0.85
+    rr = np.diff(r_peaks)
+    is_regular = np.median(np.abs(np.diff(rr))) <= 0.1 * np.median(rr)
+    if is_regular:
+        is_ectopic_K[1:] |= rr < 0.8 * _local_median(rr)
+    return is_ectopic_K
 
 
 def find_ectopic(
@@ -207,12 +246,7 @@ def find_ectopic(
     r_peaks = np.asarray(r_peaks)
     if len(r_peaks) < 3:
         return np.zeros(len(r_peaks), bool)  # no majority to depart from
-    is_ectopic_K = _likeness(_good_leads(signal_LT, lead_ok_L), fs, r_peaks) < 0.85
-    rr = np.diff(r_peaks)
-    is_regular = np.median(np.abs(np.diff(rr))) <= 0.1 * np.median(rr)
-    if is_regular:
-        is_ectopic_K[1:] |= rr < 0.8 * _local_median(rr)
-    return is_ectopic_K
+    return _departs(bandpass(_good_leads(signal_LT, lead_ok_L), fs, 1, 40), fs, r_peaks)
 
 
 # %% ../../nbs/data/20_beats.ipynb #cb878ef0
@@ -243,21 +277,28 @@ def median_of_beats(
 
 
 # %% ../../nbs/data/20_beats.ipynb #4cdee1a6
+def _median_of_known(x_KLT: np.ndarray) -> np.ndarray:
+    "`np.nanmedian` over the first axis, in a third of its time; one number at least is known everywhere."
+    n_LT = np.isfinite(x_KLT).sum(0)[None]
+    sorted_KLT = np.sort(x_KLT, axis=0)  # what is not known comes last
+    low_1LT = np.take_along_axis(sorted_KLT, (n_LT - 1) // 2, axis=0)
+    return ((low_1LT + np.take_along_axis(sorted_KLT, n_LT // 2, axis=0)) / 2)[0]
+
+
 def _t_wave_beats(
     x_LT: np.ndarray, fs: float, r_peaks: np.ndarray, keep: np.ndarray, rr_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
     "Beats from R on (not-a-number where they are over), (K, L, n), and their median, both off the baseline."
     root = np.sqrt(rr_s)
     n = int(min(0.68 * root, rr_s - 0.08) * fs)
-    sos = butter(2, min(25, 0.45 * fs), "lowpass", fs=fs, output="sos")
-    y_LT = sosfiltfilt(sos, x_LT, axis=1, padtype="even", padlen=min(round(fs), x_LT.shape[1] - 1))
+    y_LT = _filtered(x_LT, fs, _butterworth(fs, "lowpass", min(25, 0.45 * fs)))
     y_LT = np.pad(y_LT, ((0, 0), (0, n)), constant_values=np.nan)
     beat_KLT = cut_beats(y_LT, r_peaks[keep], 0, n)
     for beat_LT, k in zip(beat_KLT, keep, strict=True):
         beat_LT[:, max(0, int(r_peaks[k + 1] - r_peaks[k] - 0.1 * fs)) :] = np.nan
     n = min(n, int(np.isfinite(beat_KLT).all(1).any(0).sum()))
     beat_KLT = beat_KLT[:, :, :n]
-    median_LT = np.nanmedian(beat_KLT, axis=0)
+    median_LT = _median_of_known(beat_KLT)
     stop = min(int(max(min(0.62 * root, rr_s - 0.2), 0.48 * root) * fs), n)
     base_L1 = np.median(median_LT[:, max(0, stop - int(0.06 * fs)) : stop], axis=1, keepdims=True)
     return beat_KLT - base_L1, median_LT - base_L1
@@ -349,10 +390,11 @@ def find_beats(
     ecg: ECG,  # the recording, cleaned (`clean_ecg`, `standardise_ecg`)
 ) -> Beats:  # empty arrays where there is no beat
     "R peaks, T ends and usable beats of a recording; never an error for want of a beat."
-    args = ecg.signal_LT, ecg.lead_ok_L, ecg.fs
-    r_peaks = find_r_peaks(*args)
-    is_ectopic_K = find_ectopic(*args, r_peaks)
-    t_ends = find_t_ends(*args, r_peaks, is_ectopic_K)
+    r_peaks, qrs_LT = _r_peaks(_good_leads(ecg.signal_LT, ecg.lead_ok_L), ecg.fs)
+    is_ectopic_K = np.zeros(len(r_peaks), bool)
+    if len(r_peaks) >= 3:  # otherwise there is no majority to depart from
+        is_ectopic_K = _departs(qrs_LT, ecg.fs, r_peaks)
+    t_ends = find_t_ends(ecg.signal_LT, ecg.lead_ok_L, ecg.fs, r_peaks, is_ectopic_K)
     rr = np.diff(r_peaks)
     ok = (0.3 * ecg.fs <= rr) & (rr <= 2 * ecg.fs) & ~is_ectopic_K[:-1] & ~is_ectopic_K[1:]
     if len(rr):

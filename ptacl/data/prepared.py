@@ -21,10 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.signal import butter, sosfiltfilt
 
 from ptacl.base.core import BadInput
-from ptacl.data.beats import find_beats, median_of_beats
+from ptacl.data.beats import bandpass, find_beats, median_of_beats
 from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, scale_intensity
@@ -54,9 +53,12 @@ def to_steps(
 ) -> np.ndarray:  # whole steps; phases are rounded down, so that they stay below 1
     "Values as whole steps of their field's grid."
     n, dtype = STEPS[name]
-    steps = np.asarray(values, np.float64) * n
+    steps = np.array(values, np.float64)
+    steps *= n
+    to_whole = np.floor if name == "phase_T" else np.rint
+    to_whole(steps, out=steps)
     info = np.iinfo(dtype)
-    return np.clip(np.floor(steps) if name == "phase_T" else np.rint(steps), info.min, info.max).astype(dtype)
+    return np.clip(steps, info.min, info.max, out=steps).astype(dtype)
 
 
 # %% ../../nbs/data/60_prepared.ipynb #ccc8dd44
@@ -137,14 +139,7 @@ def _qrs_width_ms(ecg: ECG, r_peaks: np.ndarray) -> float:
     inside = r_peaks[(r_peaks >= half) & (r_peaks + half < ecg.signal_LT.shape[1])]
     if len(inside) < 2:
         return float("nan")
-    sos = butter(2, [1, min(40, 0.45 * ecg.fs)], "bandpass", fs=ecg.fs, output="sos")
-    y_LT = sosfiltfilt(
-        sos,
-        ecg.signal_LT[ecg.lead_ok_L].astype(np.float64),
-        axis=1,
-        padtype="even",
-        padlen=min(round(ecg.fs), ecg.signal_LT.shape[1] - 1),
-    )
+    y_LT = bandpass(ecg.signal_LT[ecg.lead_ok_L], ecg.fs, 1, 40)
     beat_LT = median_of_beats(y_LT, inside, half, half)
     share_T = np.cumsum((np.gradient(beat_LT, axis=1) ** 2).sum(0))
     start, stop = np.searchsorted(share_T, share_T[-1] * np.array([0.05, 0.95]))

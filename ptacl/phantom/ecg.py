@@ -88,12 +88,14 @@ def _strip(
     gain_K8 = 1 + 0.06 * breath[:, None] * rng.normal(size=8)
     signal_8T = np.zeros((8, n))
     for r, kind, rr, gain_8 in zip(r_s, ectopic.astype(int), rr_lag, gain_K8, strict=True):
-        i = np.arange(max(int((r - 0.36) * _FS), 0), min(int((r + 0.75) * _FS), n))
-        if len(i) == 0:
+        start = max(int((r - 0.36) * _FS), 0)
+        stop = min(int((r + 0.75) * _FS), n)
+        if start >= stop:
             continue
         t_peak = t_peak_ms(lat, rr)
         t_end = repolarisation_ms(lat, rr)[1]
-        signal_8T[:, i] += _beat_8W(kinds[kind], leads[kind] * gain_8, t_peak, t_end, (i / _FS - r) * 1000)
+        t_ms = (np.arange(start, stop) / _FS - r) * 1000
+        signal_8T[:, start:stop] += _beat_8W(kinds[kind], leads[kind] * gain_8, t_peak, t_end, t_ms)
     if lat.af:
         signal_8T += fibrillatory_waves(np.arange(n) / _FS, rows, rng)
     return signal_8T, r_s, ectopic

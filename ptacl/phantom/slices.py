@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptacl.phantom.latents import Latents
-from ptacl.phantom.torso import FAT, MUSCLE, RV_BLOOD, lay_disc, lay_tissue
+from ptacl.phantom.torso import FAT, MUSCLE, RV_BLOOD, lay_disc, lay_tissue, pixels_between
 from ptacl.phantom.ventricles import N_ANGLES, Contours, angle_bump
 
 
@@ -174,9 +174,8 @@ def _heart_box(
     far = np.maximum(outer_FA.max(0), least_mm) + 6.0
     x = far * np.cos(a)
     y = far * np.sin(a)
-    cols = np.flatnonzero((x_HW[0] > x.min()) & (x_HW[0] < x.max()))
-    rows = np.flatnonzero((y_HW[:, 0] > y.min()) & (y_HW[:, 0] < y.max()))
-    return slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+    rows = pixels_between(y_HW[:, 0], y.min(), y.max())
+    return rows, pixels_between(x_HW[0], x.min(), x.max())
 
 
 def paint_slice(

@@ -209,6 +209,10 @@ _SEGMENT_SHARE = (np.arccos(_SEGMENT) - _SEGMENT * np.sqrt(1 - _SEGMENT**2)) / n
 def _cut_base(slab: Slab) -> tuple[np.ndarray, np.ndarray]:
     "Line (mm from the centre) that leaves the LV's share, and area of the cavity that it cuts likewise."
     share = slab.present_F
+    whole = share > 0.999
+    gone = share < 0.001
+    if (whole | gone).all():
+        return np.where(whole, -999.0, 999.0), slab.cavity_F
     radius = np.sqrt(slab.outer_F / np.pi)
     line = radius * np.interp(-share, -_SEGMENT_SHARE, _SEGMENT)
     low = np.sqrt(slab.cavity_F / np.pi) * 0.3
@@ -218,8 +222,6 @@ def _cut_base(slab: Slab) -> tuple[np.ndarray, np.ndarray]:
         much = mid**2 * np.interp(line / mid, _SEGMENT, _SEGMENT_SHARE) > share * slab.cavity_F / np.pi
         low = np.where(much, low, mid)
         high = np.where(much, mid, high)
-    whole = share > 0.999
-    gone = share < 0.001
     cut = np.where(whole, -999.0, np.where(gone, 999.0, line))
     return cut, np.where(whole | gone, slab.cavity_F, np.pi * low**2)
 
