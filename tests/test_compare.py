@@ -9,7 +9,7 @@ import pytest
 from ptacl.studies.launch import run_notebook
 
 SMALL = dict(
-    methods="demographics,masked,supervised,mmcl,dual_phase,ptacl,shuffled_phases",
+    methods="demographics,strip_summary,masked,supervised,mmcl,dual_phase,ptacl,shuffled_phases",
     seeds="0,1",
     recipe=(
         "epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 1.0, phase_bins 4, accelerator cpu, "
@@ -32,7 +32,7 @@ def made(repo, tmp_path_factory):
 
 def test_every_cell_is_there_with_one_budget(made):
     budget = pd.read_csv(made[0] / "c" / "budget.tsv", sep="\t").set_index("cell")
-    assert len(budget) == 2 * 5 + 1 + 1
+    assert len(budget) == 2 * 5 + 2 + 1
     trained = [
         c
         for c in budget.index
@@ -48,6 +48,7 @@ def test_scores_are_complete_and_compared_in_pairs(made):
     )
     assert set(scores[scores.metric == "mean R2"].method) == {
         "demographics",
+        "strip_summary",
         "masked",
         "supervised",
         "mmcl",

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from ptacl.studies.launch import run_notebook
 
@@ -63,7 +65,8 @@ def test_what_is_left_out_runs_elsewhere(repo):
 
 SMALLEST = {
     "benchmark.ipynb": (
-        dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32),
+        dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32)
+        | dict(accelerator="cpu", presets="tiny", published_turns=0, large_batch=0, batch_size=16),
         1,
         (
             "store, times raw files prepared on the fly",
@@ -101,8 +104,9 @@ def test_experiment_runs(name, repo, tmp_path):
     of the docs reads.
     """
     params, figures, words = SMALLEST[name]
-    if name == "benchmark.ipynb":
-        params = params | dict(out=str(tmp_path / "tables"))
+    if name == "benchmark.ipynb":  # the recipe for a GPU at the smallest sizes, on the processor
+        recipe = yaml.safe_load((repo / "nbs" / "recipes" / "bench_gpu.yaml").read_text())
+        params = recipe | params | dict(out=str(tmp_path / "tables"))
     outs = [
         o
         for c in nbformat.read(
@@ -124,3 +128,14 @@ def test_experiment_runs(name, repo, tmp_path):
             for p in kept.glob("*.tsv")
         )
         assert str(tmp_path) not in (kept / "settings.tsv").read_text()
+
+
+@pytest.mark.cuda
+def test_gpu_benchmark_takes_ten_minutes(repo, tmp_path):
+    "The recipe for a GPU as it stands."
+    params = yaml.safe_load((repo / "nbs" / "recipes" / "bench_gpu.yaml").read_text())
+    start = time.perf_counter()
+    out = str(tmp_path / "tables")
+    run_notebook(repo / "nbs" / "benchmark.ipynb", tmp_path / "page.ipynb", params | dict(out=out))
+    assert time.perf_counter() - start < 600
+    assert {"published.tsv", "memory.tsv", "systems.tsv"} <= {p.name for p in Path(out).iterdir()}

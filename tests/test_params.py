@@ -34,7 +34,12 @@ EXPERIMENTS = dict(
     evaluate=EvaluateConfig,
     explore=ExploreConfig,
 )
-RECIPES = dict(thousand_pretrain=PretrainConfig, thousand=TrainConfig, compare_phantom=CompareConfig)
+RECIPES = dict(
+    thousand_pretrain=PretrainConfig,
+    thousand=TrainConfig,
+    compare_phantom=CompareConfig,
+    bench_gpu=BenchmarkConfig,
+)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -52,7 +57,7 @@ def test_recipes_are_valid(repo):
     files = {p.stem: p for p in (repo / "nbs" / "recipes").glob("*.yaml")}
     assert set(files) == set(RECIPES)
     read = {name: RECIPES[name].from_params(yaml.safe_load(path.read_text())) for name, path in files.items()}
-    assert len(cells_of(read["compare_phantom"])) == 7 * 3 + 3 + 8
+    assert len(cells_of(read["compare_phantom"])) == 7 * 3 + 4 + 8
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ class DataConfig(Parameters):
 class TaskConfig(Preparation, DataConfig):
     "What is trained: data, model and objective."
 
+    data: str = ""  # cohort folder or store, data_samples, or empty for participants that are simulated
     # --- model
     system: str = "ptacl"  # ptacl, mmcl, dual_phase, supervised, or random for no training (see nbs/systems)
     preset: str = "tiny"  # encoder sizes: tiny, small or paper

@@ -241,10 +241,9 @@ def shift_cine(
     def at(n, k):
         return (torch.arange(n, device=cine_BFHW.device) - by_B2[:, k : k + 1]).clamp(0, n - 1)
 
-    rows_BH = at(H, 0)
-    cols_BW = at(W, 1)
-    moved_BFHW = cine_BFHW.gather(2, rows_BH[:, None, :, None].expand(B, F, H, W))
-    return moved_BFHW.gather(3, cols_BW[:, None, None].expand(B, F, H, W))
+    place_BX = (at(H, 0)[:, :, None] * W + at(W, 1)[:, None]).flatten(1)  # of each pixel in its frame
+    moved_BFX = cine_BFHW.flatten(2).gather(2, place_BX[:, None].expand(B, F, H * W))
+    return moved_BFX.view(B, F, H, W)
 
 
 # %% ../../nbs/data/80_augment.ipynb #cc3c7d01

@@ -37,17 +37,17 @@ def read_each(
     # name (path, or number from 0) and recording, or what is wrong with it
 ) -> Iterator[tuple[str | int, ECG | BadInput]]:
     "Read recordings one after the other."
-    for k, item in _numbered(source):
-        yield _read_one(k, item, fs, lead_names)
+    for k, item in _with_numbers(source):
+        yield _named_ecg(k, item, fs, lead_names)
 
 
-def _numbered(source: Source) -> Iterator[tuple[int, str | Path | ECG | np.ndarray]]:
+def _with_numbers(source: Source) -> Iterator[tuple[int, str | Path | ECG | np.ndarray]]:
     "Number and recording, not read yet."
     alone = isinstance(source, (str, Path, ECG)) or (isinstance(source, np.ndarray) and source.ndim == 2)
     return enumerate([source] if alone else source)
 
 
-def _read_one(
+def _named_ecg(
     k: int, item: str | Path | ECG | np.ndarray, fs: float | None, lead_names: Sequence[str] | None
 ) -> tuple[str | int, ECG | BadInput]:
     "Name and recording, or what is wrong with it."
@@ -93,16 +93,12 @@ def _ahead(pool: Executor, job: Callable[[list], list], items: Iterable, chunk: 
     "Results of the items in order; at most so many chunks have been begun and not been taken yet."
     items = iter(items)
     begun = deque()
-    try:
-        while part := list(islice(items, chunk)):
-            begun.append(pool.submit(job, part))
-            if len(begun) == most:
-                yield from begun.popleft().result()
-        while begun:
+    while part := list(islice(items, chunk)):
+        begun.append(pool.submit(job, part))
+        if len(begun) == most:
             yield from begun.popleft().result()
-    finally:
-        for future in begun:
-            future.cancel()
+    while begun:
+        yield from begun.popleft().result()
 
 
 # %% ../../nbs/data/64_many_ecgs.ipynb #9f216700
@@ -130,16 +126,19 @@ def windows_of_each(
     job = partial(_windows_of, how=how, windows=windows, fs=fs, lead_names=lead_names)
     # many windows of a long recording lie in memory at once
     chunk = 16 if windows == "first" else 1
-    numbered = _numbered(source)
+    numbered = _with_numbers(source)
     head = _leading_files(numbered, MANY_FILES) if workers > 1 else []
     many_files = len(head) == MANY_FILES and _is_file(head[-1][1])
     everything = chain(head, numbered)
     if many_files and _readers_are_known():
-        with _processes(workers) as pool:
+        pool = _processes(workers)
+        try:
             ready = [pool.submit(job, head[:1]) for _ in range(workers)]
             while not all(future.done() for future in ready):
                 yield from job(list(islice(everything, 1)))
             yield from _ahead(pool, job, everything, chunk, 2 * workers)
+        finally:  # what has been begun and not been taken, nobody wants
+            pool.shutdown(kill_workers=True)
     elif many_files or workers == 1:
         yield from chain.from_iterable(job([item]) for item in everything)
     else:
@@ -156,7 +155,7 @@ def _windows_of(
     lead_names: Sequence[str] | None,
 ) -> list[tuple[str | int, tuple[np.ndarray, np.ndarray] | BadInput]]:
     "Names and windows of some recordings."
-    read = (_read_one(k, item, fs, lead_names) for k, item in items)
+    read = (_named_ecg(k, item, fs, lead_names) for k, item in items)
     return [(name, x if isinstance(x, BadInput) else ecg_windows(x, how, windows)) for name, x in read]
 
 
@@ -181,7 +180,7 @@ def _readers_are_known() -> bool:
     return all(getattr(f, "__module__", "__main__") != "__main__" for f in functions)
 
 
-def _processes(workers: int) -> Executor:
+def _processes(workers: int) -> ProcessPoolExecutor:
     "Processes that leave each other their processors."
     alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return ProcessPoolExecutor(workers, env=os.environ | alone)

@@ -53,6 +53,14 @@ def _blocks(sos_bytes: bytes) -> _Blocks:
     )
 
 
+def _product(rows_NX: np.ndarray, matrix_XY: np.ndarray, out_NY: np.ndarray) -> np.ndarray:
+    "A matrix product, in pieces for which BLAS starts no threads: to wait for them takes longer."
+    step = max(1, 2**18 // matrix_XY.size)
+    for start in range(0, len(rows_NX), step):
+        np.matmul(rows_NX[start : start + step], matrix_XY, out=out_NY[start : start + step])
+    return out_NY
+
+
 def _run(state_KLS: np.ndarray, powers: tuple[np.ndarray, ...]) -> None:
     "From what each block adds to the state to the state before it, in place: after n steps over 2^n blocks."
     K, L, S = state_KLS.shape
@@ -107,8 +115,8 @@ def zero_phase(
     whole_LT[:, fill:start] = mirror_LT[:, T - 1 - pad : T - 1]
     whole_LT[:, :fill] = mirror_LT[:, T - 1 - pad, None]
     whole_LT[:, start + T :] = mirror_LT[:, 1 : pad + 1]
-    added_LK = (whole_LT.reshape(L * K, BLOCK) @ m.states_BS2).reshape(L, K, 2 * S)
-    added_KLS2 = np.ascontiguousarray(added_LK.transpose(1, 0, 2))
+    added = _product(whole_LT.reshape(L * K, BLOCK), m.states_BS2, np.empty((L * K, 2 * S)))
+    added_KLS2 = np.ascontiguousarray(added.reshape(L, K, 2 * S).transpose(1, 0, 2))
     state_KLS = np.concatenate([(whole_LT[:, :1] * m.steady_S)[None], added_KLS2[:-1, :, :S]])
     _run(state_KLS, m.powers)
     end_L1 = np.hstack([whole_LT[:, -BLOCK:], state_KLS[-1]]) @ m.last_X[:, None]
@@ -125,6 +133,6 @@ def zero_phase(
     x_LKX[..., BLOCK + S :] = back_KLS[::-1][first:stop].transpose(1, 0, 2)
     rows = L * (stop - first)
     filtered = _scratch.array("filtered", (rows, BLOCK))
-    np.matmul(x_LKX.reshape(rows, BLOCK + 2 * S), m.out_XB, out=filtered)
+    _product(x_LKX.reshape(rows, BLOCK + 2 * S), m.out_XB, filtered)
     offset = start - first * BLOCK
     return filtered.reshape(L, -1)[:, offset : offset + n].copy()

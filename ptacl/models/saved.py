@@ -34,7 +34,6 @@ from ptacl.models.system import System
 from ptacl.models.systems import build_system
 from ptacl.models.weights import (
     Saved,
-    described_architecture,
     fit_weights,
     model_folder,
     read_settings,
@@ -89,8 +88,22 @@ def from_pretrained(
     for part in PARTS:
         own = getattr(model, part, None)
         if isinstance(own, Saved) and (folder / f"{part}.json").is_file():
-            _put_encoder(model, type(own).from_pretrained(folder), folder)
+            _put_encoder(model, _read_kind(own, folder), folder)
     return fit_weights(model, read_weights(folder), folder).eval(), cfg
+
+
+def _read_kind(own: Saved, source: str | Path) -> Saved:
+    "Read an encoder of the kind that stands in a system."
+    if not isinstance(own, ECGEncoder):
+        return type(own).from_pretrained(source)
+    encoder = ECGEncoder.from_pretrained(source)
+    if not isinstance(encoder, type(own)):
+        raise BadInput(
+            source,
+            f"holds an {type(encoder).__name__}, and this run has an {type(own).__name__}",
+            "Set `ecg_encoder` to the kind that it was trained with, such as conv or vit",
+        )
+    return encoder
 
 
 def _put_encoder(model: System, encoder: Saved, source: str | Path) -> None:
@@ -128,24 +141,10 @@ def start_encoders(
                 f"cannot be read into the {part} of this run, a {type(own).__name__}",
                 "Let its class inherit `ptacl.models.weights.Saved`, or start from random weights",
             )
-        _check_kind(own, source)
-        encoder = type(own).from_pretrained(source)
+        encoder = _read_kind(own, source)
         _put_encoder(model, encoder, source)
         _check_preparation(encoder, cfg, source)
     return model
-
-
-def _check_kind(own: Saved, source: str | Path) -> None:
-    "Refuse another kind of ECG encoder."
-    if not isinstance(own, ECGEncoder):
-        return
-    there = described_architecture(source, own.part)
-    if there in own.kinds and not isinstance(own, own.kinds[there]):
-        raise BadInput(
-            source,
-            f"holds an {there}, and this run has an {type(own).__name__}",
-            "Set `ecg_encoder` to the kind that it was trained with, such as conv or vit",
-        )
 
 
 def _check_preparation(encoder: Saved, cfg: TrainConfig, source: str | Path) -> None:

@@ -45,6 +45,7 @@ from ptacl.models.saved import save_pretrained, start_encoders
 from ptacl.models.systems import build_system
 from ptacl.studies.classical import demographic_features, ecg_feature_table, feature_filler
 from ptacl.studies.methods import Cell, comparison_cells, known_methods
+from ptacl.studies.strip_summary import lead_scaling, strip_summary_table
 from ptacl.training.checkpoint import fit_input_scaling
 from ptacl.training.log_sinks import Sinks
 from ptacl.training.loop import fit
@@ -260,7 +261,8 @@ def _features_of(cell: Cell, cfg: CompareConfig) -> _Made:
     train = pairs.split("train")
     test = pairs.split("test")
     tables = {
-        part: _feature_rows(p, cell.features, train_cfg) for part, p in (("train", train), ("test", test))
+        part: _feature_rows(p, train, cell.features, train_cfg)
+        for part, p in (("train", train), ("test", test))
     }
     filler = feature_filler(tables["train"])
     arrays = {
@@ -271,8 +273,10 @@ def _features_of(cell: Cell, cfg: CompareConfig) -> _Made:
     return _Made(arrays, train, test, facts)
 
 
-def _feature_rows(pairs: Pairs, features: str, cfg: TrainConfig) -> pd.DataFrame:
-    "Rows of features: body, ecg or both."
+def _feature_rows(pairs: Pairs, train: Pairs, features: str, cfg: TrainConfig) -> pd.DataFrame:
+    "Rows of features: summary, body, ecg or both."
+    if features == "summary":
+        return strip_summary_table(pairs, lead_scaling(train), cfg.fs, cfg.window_s)
     ecg = ecg_feature_table(pairs, cfg.fs, cfg.window_s)
     body = demographic_features(pairs.table, ecg.heart_rate_bpm)
     both = pd.concat([body.drop(columns="heart_rate_bpm"), ecg], axis=1)

@@ -27,7 +27,7 @@ class Method:
     asks: str  # what the row is there to tell
     params: dict[str, object] = field(default_factory=dict)  # of `TrainConfig`, that are not the common ones
     pretrain: dict[str, object] = field(default_factory=dict)  # of `PretrainConfig`, to be run before
-    features: str = ""  # what is probed instead of an encoder: body, ecg or both; empty = an encoder
+    features: str = ""  # probed instead of an encoder: body, ecg, both or summary; empty = an encoder
 
 
 def _settings(system: str, **changed: object) -> dict[str, object]:
@@ -47,6 +47,12 @@ METHODS = dict(
     ),
     classical_both=Method(
         "Classical ECG + demographics", "features", "what a clinician has without a network", features="both"
+    ),
+    strip_summary=Method(
+        "Hand-made summary + ridge",
+        "features",
+        "how much two sums over the strip hold, without learning to read",
+        features="summary",
     ),
     random=Method(
         "Untrained encoder", "system", "how much the architecture alone holds", _settings("random")

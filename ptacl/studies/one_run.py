@@ -25,6 +25,7 @@ from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import from_pretrained
 from ptacl.models.system import Embeddings, System
 from ptacl.models.systems import build_system
+from ptacl.phantom.simulated_store import data_folder
 from ptacl.training.checkpoint import fit_input_scaling
 from ptacl.training.watch import embed_pairs
 from ptacl.use.command import find_ecgs
@@ -80,7 +81,7 @@ def open_trained(
     else:
         model = None
         train_cfg = TrainConfig(system="random")
-    data = cfg.data or train_cfg.data or samples_dir()
+    data = cfg.data or (data_folder(train_cfg) if cfg.run else samples_dir())
     cohort, pairs, _ = load_data(data, train_cfg, progress=False)
     train = pairs.split("train")
     test = pairs.split("test")

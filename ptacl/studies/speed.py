@@ -397,13 +397,32 @@ class BenchmarkConfig(Parameters):
     crop_px: int = 64  # side of a cine in the store, pixels
     presets: str = "tiny"  # sizes of systems whose steps are timed, separated by commas: tiny, small, paper
     large_batch: int = 0  # pairs of a step compared in memory with its micro-batch of 64, or 0 for not at all
+    ecgs: int = 64  # ECGs that an encoder embeds in one go; processes read from some hundred files on
     used_presets: str = "tiny"  # sizes of encoders that embed files, separated by commas: tiny, small, paper
+    batch_size: int = 16  # pairs of the training steps
+    accelerator: str = "cpu"  # where steps are timed: cpu or cuda
+    published_turns: int = 0  # steps of MMCL at its published sizes in each of three forms, or 0 for none
     out: str = ""  # folder for the tables, or empty for none
 
     def __post_init__(self) -> None:  # raises BadInput
-        for name in ("n", "workers", "store_n", "seconds", "steps", "n_frames", "crop_px"):
+        above_zero = (
+            "n",
+            "workers",
+            "store_n",
+            "seconds",
+            "steps",
+            "n_frames",
+            "crop_px",
+            "ecgs",
+            "batch_size",
+        )
+        for name in above_zero:
             if getattr(self, name) <= 0:
                 raise BadInput("parameters", f"`{name}` is {getattr(self, name)}", "Give a number above 0")
+        if self.accelerator not in ("cpu", "cuda"):
+            raise BadInput("parameters", f"`accelerator` is {self.accelerator!r}", "Choose cpu or cuda")
+        if self.published_turns < 0:
+            raise BadInput("parameters", f"`published_turns` is {self.published_turns}", "Give 0 or more")
         if self.large_n < 1000 or self.large_n % 1000:
             raise BadInput("parameters", f"`large_n` is {self.large_n}", "Give full thousands")
         for name in ("presets", "used_presets"):

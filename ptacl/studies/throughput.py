@@ -37,33 +37,36 @@ from torch import Tensor
 from ptacl.base.config import TrainConfig, save_config
 from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs, load_data
+from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.ecg_files import read_ecg
+from ptacl.data.prepared import ecg_windows
 from ptacl.losses.contrast import info_nce
-from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.encoders import ecg_encoder_from_config
 from ptacl.models.systems import build_system, objective
 from ptacl.training.batches import StepBatch, TrainingBatches
 from ptacl.training.checkpoint import TrainState, start_state
 from ptacl.training.device import fabric_from_config
 from ptacl.training.loop import train_step
-from ptacl.use.embed import ecg_windows, embed
+from ptacl.use.embed import embed, embed_windows
 
 
 # %% ../../nbs/studies/70_throughput.ipynb #09ed6d48
 def in_turns(
     jobs: Mapping[str, Callable[[], object]],  # name -> what to time
     turns: int,  # how often each is done, after one that does not count
+    clock: Callable[[], float] | None = None,  # s; None = the wall's, or time.process_time
 ) -> dict[str, list[float]]:  # name -> seconds of each turn
     "Time several jobs in turns."
     seconds = {name: [] for name in jobs}
+    clock = clock or time.perf_counter
     for turn in range(turns + 1):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = clock()
             job()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -372,39 +375,43 @@ def _peak_mb(device: torch.device, forget: bool = False) -> float:
 # %% ../../nbs/studies/70_throughput.ipynb #4058d2e9
 def embedding_rates(
     presets: Sequence[str],  # tiny, small, paper
-    cfg: TrainConfig,  # how ECGs are prepared: fs, mains_hz, window_s
-    files: Sequence[Path],  # ECG files
+    cfg: TrainConfig,  # how ECGs are prepared (fs, mains_hz, window_s), and the precision of the encoders
+    files: Sequence[Path],  # ECG files of one sampling rate; one may come several times
     turns: int,  # how often each is timed
     batch_size: int = 64,  # windows that go through the encoder at once
-) -> pd.DataFrame:  # preset, weights in millions, ECGs per second: encoder alone, reading alone, files
+    # preset, weights in millions, ECGs per second: the encoder alone, one process that reads, arrays, files
+) -> pd.DataFrame:
     "Throughput of embedding, from memory and from files."
     how = dict(fs=cfg.fs, mains_hz=cfg.mains_hz, window_s=cfg.window_s, mean_mv=[0.0] * 12, sd_mv=[0.25] * 12)
+    each_once = list(dict.fromkeys(files))
+    in_memory = {f: read_ecg(f) for f in each_once}
+    arrays = [in_memory[f].signal_LT for f in files]
+    window_of = {f: ecg_windows(ecg, how)[0] for f, ecg in in_memory.items()}
+    signal_RLT = np.concatenate([window_of[f] for f in files])
 
-    def reading() -> list[tuple[np.ndarray, np.ndarray]]:
-        "Windows and good leads of every file."
-        return [ecg_windows(read_ecg(f), how) for f in files]
+    def reading() -> None:
+        "The window of every file, in this process."
+        for f in each_once:
+            ecg_windows(read_ecg(f), how)
 
-    windows = reading()
-    signal_BLT = torch.from_numpy(np.concatenate([w for w, _ in windows]))
-    ok_BL = torch.from_numpy(np.stack([ok for _, ok in windows]))
     rows = []
     for preset in presets:
         torch.manual_seed(cfg.seed)
         encoder = ecg_encoder_from_config(replace(cfg, preset=preset)).eval()
         encoder.preparation = how
-
-        def alone(encoder: ECGEncoder = encoder) -> None:
-            "The network, on windows in memory."
-            parts = zip(signal_BLT.split(batch_size), ok_BL.split(batch_size), strict=True)
-            with torch.no_grad():
-                for part_BLT, part_BL in parts:
-                    encoder(part_BLT, part_BL)
-
-        from_files = partial(embed, encoder, files, batch_size=batch_size)
-        seconds = in_turns(dict(encoder=alone, reading=reading, files=from_files), turns)
+        in_use = dict(batch_size=batch_size, precision=cfg.precision)
+        of_arrays = dict(fs=in_memory[each_once[0]].fs, lead_names=STANDARD_LEADS)
+        jobs = dict(
+            encoder=partial(embed_windows, encoder, signal_RLT, **in_use),
+            reading=reading,
+            arrays=partial(embed, encoder, arrays, **of_arrays, **in_use),
+            files=partial(embed, encoder, files, **in_use),
+        )
+        seconds = in_turns(jobs, turns)
+        n = dict.fromkeys(jobs, len(files)) | dict(reading=len(each_once))
         rows.append(
             dict(preset=preset, million_weights=sum(p.numel() for p in encoder.parameters()) / 1e6)
-            | {f"{k}_per_s": len(files) / statistics.median(v) for k, v in seconds.items()}
+            | {f"{k}_per_s": n[k] / statistics.median(v) for k, v in seconds.items()}
         )
     return pd.DataFrame(rows)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ptacl.data.batches import Batch
+from ptacl.models.ecg_conv import ConvBlock
 from ptacl.models.layers import Block
 from ptacl.models.system import Embeddings
 
@@ -127,10 +128,11 @@ def peak_saved_bytes(
 
 # %% ../../nbs/training/20_large_batch.ipynb #7e0aa16a
 def checkpoint_blocks(
-    model: torch.nn.Module,  # any model with transformer blocks
+    model: torch.nn.Module,  # any model with transformer blocks or residual convolutions of ours
 ) -> int:  # blocks that were changed
-    "Let every transformer block compute itself again in the backward pass."
-    blocks = [m for m in model.modules() if isinstance(m, Block) and "forward" not in vars(m)]
+    "Let every block compute itself again in the backward pass."
+    kinds = (Block, ConvBlock)
+    blocks = [m for m in model.modules() if isinstance(m, kinds) and "forward" not in vars(m)]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return len(blocks)

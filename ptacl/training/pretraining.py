@@ -55,6 +55,7 @@ class PretrainConfig(Preparation, DataConfig):
     # --- model
     modality: str = "ecg"  # what is pre-trained: ecg or cine (participants without the other take part)
     preset: str = "tiny"  # sizes of encoder and decoder: tiny, small or paper
+    ecg_encoder: str = ""  # kind of ECG encoder: conv or vit, or empty for the preset's (paper has vit)
     mask_ratio: float = 0.75  # share of the patches (places of a frame) that is hidden
     tube_frames: int = 0  # cine only: successive frames that hide the same places, 0 is all
     normalise_targets: bool = False  # whether each patch is rebuilt with mean 0 and variance 1
@@ -119,7 +120,8 @@ def load_recordings(
 
 # %% ../../nbs/training/70_pretraining.ipynb #84990d95
 def masked_model_from_config(
-    cfg: PretrainConfig,  # uses modality, preset, mask_ratio, tube_frames, normalise_targets, sizes of inputs
+    # uses modality, preset, ecg_encoder, mask_ratio, tube_frames, normalise_targets, sizes of inputs
+    cfg: PretrainConfig,
 ) -> MaskedECG | MaskedCine:  # with freshly initialised weights
     "Build the masked model that a configuration describes."
     decoder = preset_of(cfg).decoder

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.ecg_files import recording_suffixes
 from ptacl.models.ecg_encoder import ECGEncoder
-from ptacl.use.embed import Source, embed, left_out, shared_head
+from ptacl.use.embed import PRECISIONS, Source, embed, left_out, shared_head
 
 
 # %% ../../nbs/use/18_command.ipynb #3b616611
@@ -33,11 +33,15 @@ class ECGFeatures(TransformerMixin, BaseEstimator):
         which: str = "features",  # `features` or `embedding`, as in `embed`
         windows: str = "first",  # `first` or `mean`, as in `embed`
         batch_size: int = 64,  # windows that go through the encoder at once
+        precision: str = "32-true",  # `32-true` or `bf16-mixed`, as in `embed`
+        workers: int | None = None,  # processes or threads that read ahead, as in `embed`
     ) -> None:  # nothing
         self.folder = folder
         self.which = which
         self.windows = windows
         self.batch_size = batch_size
+        self.precision = precision
+        self.workers = workers
 
     def fit(
         self,
@@ -55,9 +59,8 @@ class ECGFeatures(TransformerMixin, BaseEstimator):
         "Embed the recordings."
         if not hasattr(self, "encoder_"):
             self.fit(X)
-        return embed(
-            self.encoder_, X, which=self.which, windows=self.windows, batch_size=self.batch_size
-        ).to_numpy()
+        names = ("which", "windows", "batch_size", "precision", "workers")
+        return embed(self.encoder_, X, **{name: getattr(self, name) for name in names}).to_numpy()
 
     def get_feature_names_out(
         self,
@@ -175,6 +178,15 @@ def embed_command(
     parser.add_argument(
         "--batch-size", type=int, default=64, help="windows that go through the encoder at once (default 64)"
     )
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        choices=PRECISIONS,
+        help="float32 (default), or bfloat16 where that is safe: faster, a little different",
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes that read many files (default: as many as processors)"
+    )
     asked = parser.parse_args(argv)
     try:
         write = table_writer(asked.out)
@@ -187,6 +199,8 @@ def embed_command(
             windows=asked.windows,
             errors="skip",
             batch_size=asked.batch_size,
+            precision=asked.precision,
+            workers=asked.workers,
             progress=sys.stderr.isatty(),
         )
         bad = left_out(table)

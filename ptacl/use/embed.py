@@ -66,7 +66,7 @@ def shared_head(
         )
     last = max(k for k in weights if k.endswith(".weight"))
     head = ProjectionHead(encoder.dim, len(weights[last]), linear=last == "layers.1.weight")
-    return fit_weights(head, weights, where).eval().to(next(encoder.parameters()).device)
+    return fit_weights(head, weights, where).eval().to(encoder.device)
 
 
 def _scaling(encoder: ECGEncoder) -> tuple[Tensor, Tensor]:
@@ -79,9 +79,7 @@ def _scaling(encoder: ECGEncoder) -> tuple[Tensor, Tensor]:
             "Read it from the folder of a finished run, or set encoder.preparation",
         )
     return tuple(
-        torch.tensor(encoder.preparation[k], dtype=torch.float32, device=next(encoder.parameters()).device)[
-            :, None
-        ]
+        torch.tensor(encoder.preparation[k], dtype=torch.float32, device=encoder.device)[:, None]
         for k in ("mean_mv", "sd_mv")
     )
 

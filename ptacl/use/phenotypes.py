@@ -196,6 +196,8 @@ def predict(
     fs: float | None = None,  # sampling rate of arrays, Hz
     lead_names: Sequence[str] | None = None,  # leads of arrays, one a row
     batch_size: int = 64,  # windows that go through the encoder at once
+    precision: str = "32-true",  # `32-true` or `bf16-mixed`, as in `embed`
+    workers: int | None = None,  # processes or threads that read ahead, as in `embed`
     progress: bool = False,  # whether to show a bar
     # index = record; phenotype, value, low, high, unit; one row a recording and phenotype
 ) -> pd.DataFrame:
@@ -214,6 +216,8 @@ def predict(
             fs=fs,
             lead_names=lead_names,
             batch_size=batch_size,
+            precision=precision,
+            workers=workers,
             progress=progress,
         )
     )
