@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, samples_dir, write_atomic
 
 
 # %% ../../nbs/models/05_weights.ipynb #907bd715
@@ -56,11 +56,13 @@ def _write_settings(path: Path, settings: Mapping[str, object]) -> None:
 
 # %% ../../nbs/models/05_weights.ipynb #2b54c2dc
 def model_folder(
-    source: str | Path,  # a folder, or owner/name on the hub
+    source: str | Path,  # a folder, owner/name on the hub, or "sample" for the encoder of the repository
 ) -> Path:  # a folder on this machine
     "The folder of a model, downloaded if need be."
     if Path(source).is_dir():
         return Path(source)
+    if str(source) == "sample":
+        return samples_dir() / "encoder"
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise BadInput(
             source,

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "PHANTOM",
     "MAIN_COHORT",
     "SimulateConfig",
     "as_read_from_files",
@@ -97,6 +98,9 @@ def as_read_from_files(
 
 
 # %% ../../nbs/phantom/45_simulated_store.ipynb #1ce24e35
+PHANTOM = 1  # counts up where the same recipe gives other participants
+
+
 def simulation_recipe(
     cfg: SimulateConfig,  # settings
 ) -> dict[str, object]:  # without how many there are: a cohort may grow
@@ -112,6 +116,7 @@ def simulation_recipe(
         n_val=cfg.n_val,
         n_test=cfg.n_test,
         kept="store",
+        phantom=PHANTOM,
     )
 
 
@@ -233,7 +238,7 @@ def simulate_store(
 
 
 # %% ../../nbs/phantom/45_simulated_store.ipynb #47fae9c4
-MAIN_COHORT = dict(n=3100, n_val=100, n_test=600, seed=1)  # the simulated participants of experiments
+MAIN_COHORT = dict(n=3500, n_val=100, n_test=1000, seed=1)  # the simulated participants of experiments
 
 
 def data_folder(
