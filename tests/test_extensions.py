@@ -72,7 +72,11 @@ def toy_run(tmp_path_factory):
     "A run folder of the toy system."
     folder = tmp_path_factory.mktemp("toy")
     toy = dict(
-        system="toy", local_weight=0.0, extensions=str(HERE / "toy_system.py"), out=str(folder / "run")
+        data="data_samples",
+        system="toy",
+        local_weight=0.0,
+        extensions=str(HERE / "toy_system.py"),
+        out=str(folder / "run"),
     )
     notebook = papermill("train.ipynb", folder, SMALL | toy)
     return folder / "run", texts(notebook)

@@ -225,12 +225,12 @@ def lab(repo, tmp_path_factory) -> Iterator[Lab]:
 
 def test_train_runs_to_its_last_figure(lab):
     lab.open("train.ipynb")
-    lab.run_all(600)
+    lab.run_all(1800)
     outputs = lab.outputs()
     assert not [o for outs in outputs for o in outs if o["output_type"] == "error"]
     pictures = [i for i, outs in enumerate(outputs) if any("image/png" in o.get("data", {}) for o in outs)]
-    # pair, training, similarity, retrieval, phenotypes
-    assert sum("image/png" in o.get("data", {}) for outs in outputs for o in outs) == 5
+    # pair, training, similarity, retrieval, phenotypes, what was learned
+    assert sum("image/png" in o.get("data", {}) for outs in outputs for o in outs) == 6
     lab.show_cell(pictures[-1])
     shown = lab.wait(
         (

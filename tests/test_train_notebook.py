@@ -22,6 +22,8 @@ from ptacl.data.ecg_files import read_ecg
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
 
+BATCH = TrainConfig().batch_size
+
 
 @dataclass
 class Trained:
@@ -70,16 +72,16 @@ def trained(repo, tmp_path_factory) -> Trained:
         "out",
         "run",
     ]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return Trained(nbformat.read(cwd / "out.ipynb", 4), cwd / "run")
 
 
 def test_shows_what_the_issue_asks(trained):
     "A pair, curves, similarity, both tasks; intervals and chance; where the run is."
-    assert trained.figures == 5  # pair, curves, similarity, retrieval, phenotypes
+    assert trained.figures == 6  # pair, curves, similarity, retrieval, phenotypes, what was learned
     for words in (
-        "ln(16) = 2.773",
+        f"ln({BATCH}) = {math.log(BATCH):.3f}",
         "median rank",
         "chance",
         "95 % interval",
@@ -112,17 +114,20 @@ def test_run_folder_is_complete(trained):
         "retrieval.tsv",
         "phenotype_retrieval.tsv",
         "phenotypes",
+        "findings.tsv",
+        "learned.png",
     } <= {p.name for p in trained.folder.iterdir()}
     assert load_config(trained.folder / "config.json").epochs == TrainConfig().epochs
     assert json.loads((trained.folder / "environment.json").read_text())["torch"]
     metrics = json.loads((trained.folder / "metrics.json").read_text())
-    assert metrics["gallery"] == metrics["test"] == 16 and metrics["train"] == 48
+    assert metrics["gallery"] == metrics["test"] >= 400 and metrics["train"] >= 1500
     probe = pd.read_csv(trained.folder / "probe.tsv", sep="\t")
     retrieval = pd.read_csv(trained.folder / "retrieval.tsv", sep="\t")
     assert (
         (probe.low <= probe.value).all() and (probe.value <= probe.high).all() and probe.chance.notna().all()
     )
-    assert retrieval[retrieval.metric == "median rank"].chance.tolist() == [8.5, 8.5]
+    half = (metrics["test"] + 1) / 2
+    assert retrieval[retrieval.metric == "median rank"].chance.tolist() == [half, half]
 
 
 def test_run_answers(trained, repo):
@@ -137,14 +142,19 @@ def test_run_answers(trained, repo):
 
 
 def test_default_run_learns(trained):
-    "Fails loudly where the usual silent failure happens: embeddings that collapse, a loss flat at ln(batch)."
+    """Held-out people, with intervals: the own heart is found, phenotypes are known better than by an untrained
+    encoder, phases match, both losses lie below those of a model that has learned nothing.
+    """
+    found = pd.read_csv(trained.folder / "findings.tsv", sep="\t").set_index("question")
+    assert len(found) == 6 and (found.verdict == "learned").all(), found[["value", "low", "high", "verdict"]]
+    rank, r2, gain, phase, *_ = found.itertuples()
+    assert rank.value <= 0.25 and rank.high < rank.chance
+    assert r2.value >= 0.12 and gain.low > 0
+    assert phase.value < 0.1
+    assert "6 of 6 were learned" in trained.text
     log = pd.read_csv(trained.folder / "log.csv")
     train = log[log.loss_global.notna()]
-    assert train.loss_global.tail(6).mean() < math.log(16) - 0.3
-    assert train.loss_local.tail(6).mean() < math.log(20) - 0.3
-    held = log[log.val_loss_local.notna()]
-    # chance 0.25
-    assert held.val_loss_local.iloc[-1] < math.log(20) - 0.3 and held.val_phase_error.iloc[-1] < 0.2
+    assert train.loss_global.tail(6).mean() < math.log(BATCH) - 0.3
     model, cfg = from_pretrained(trained.folder)
     assert train.lr.iloc[-1] < 0.05 * cfg.lr and train.grad_norm.notna().all()
 
