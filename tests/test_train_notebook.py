@@ -142,8 +142,8 @@ def test_run_answers(trained, repo):
 
 
 def test_default_run_learns(trained):
-    """Held-out people, with intervals: the own heart is found, phenotypes are known better than by an untrained
-    encoder, phases match, both losses lie below those of a model that has learned nothing.
+    """Held-out people, with intervals: the own heart is found, phenotypes are known better than by an
+    untrained encoder, phases match, both losses lie below those of a model that has learned nothing.
     """
     found = pd.read_csv(trained.folder / "findings.tsv", sep="\t").set_index("question")
     assert len(found) == 6 and (found.verdict == "learned").all(), found[["value", "low", "high", "verdict"]]
