@@ -280,7 +280,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("system", ["ptacl", "mmcl", "dual_phase", "supervised"])
 def test_a_step_waits_for_no_number(system):
-    "Between two looks a step of any system asks the device for none; a look asks for two or three."
+    "Between two looks a step of any system asks the device for none; a look asks for two."
     cfg = replace(TINY, **SETTINGS[system], log_every=3, ecg_keep=0.5)
     pairs = load_data(samples_dir(), cfg, progress=False)[1].take(range(8))
     seed_everything(0)
@@ -289,8 +289,7 @@ def test_a_step_waits_for_no_number(system):
     with Waits() as waits:
         for batch in itertools.islice(TrainingBatches(cfg, pairs, n_patches=12 * 5), 4):
             train_step(state, batch, cfg, 10, look=state.step == 3)
-            # the ECG encoder asks whether all leads are good
-            asked.append([place for place in waits.places if not place.endswith("ecg_vit.py")])
+            asked.append(waits.places.copy())
             waits.places.clear()
     assert asked[:3] == [[], [], []] and len(asked[3]) == 2
     assert int(state.spoiled_at) == -1
@@ -370,7 +369,7 @@ def test_best_weights_are_those_that_are_returned(pairs, tmp_path):
     losses = {r["step"]: r["val_loss"] for r in state.log if "val_loss" in r}
     assert (
         list(losses) == list(range(0, 37, 3))
-        and min(abs(losses[9] - v) for k, v in losses.items() if k != 9) > 1e-4
+        and min(abs(losses[9] - v) for k, v in losses.items() if k != 9) > 1e-5
     )
     assert evaluate(state.model, pairs.split("val"), cfg)["val_loss"] == pytest.approx(losses[9], abs=1e-6)
     assert (tmp_path / "best.ckpt").is_file()

@@ -88,7 +88,8 @@ def draw_rows(
     if shape[0] != generator.n:
         problem = f"{shape[0]} rows are asked of a generator for {generator.n}"
         raise BadInput("generator", problem, "Make one for the rows that are drawn")
-    blocks = torch.cat([draw((_BLOCK, *shape[1:]), g) for g in generator.blocks])
+    drawn = [draw((_BLOCK, *shape[1:]), g) for g in generator.blocks]
+    blocks = torch.cat(drawn) if len(drawn) > 1 else drawn[0]
     return blocks[generator.first : generator.first + generator.n]
 
 
@@ -143,7 +144,7 @@ def add_noise(
     if not noise_mv:
         return signal_BLT
     noise_BLT = draw_rows(_randn, tuple(signal_BLT.shape), generator).to(signal_BLT)
-    return signal_BLT + noise_mv * noise_BLT * lead_ok_BL[..., None]
+    return torch.addcmul(signal_BLT, noise_BLT, (noise_mv * lead_ok_BL)[..., None].to(signal_BLT))
 
 
 # %% ../../nbs/data/80_augment.ipynb #e5e7a3b5

@@ -90,6 +90,16 @@ class CineTokens(NamedTuple):
     places_BFMD: Tensor  # one token for each place of 16 x 16 pixels, row by row, (B, F, M, D)
 
 
+# %% ../../nbs/models/25_cine.ipynb #d01f0290
+def _harmonics(time_BF: Tensor) -> Tensor:
+    "One, and cosine and sine of the cycle's first two harmonics, (B, 5, F)."
+    angle_B1F = 2 * math.pi * time_BF[:, None]
+    first = [angle_B1F.cos(), angle_B1F.sin()]
+    second = [(2 * angle_B1F).cos(), (2 * angle_B1F).sin()]
+    return torch.cat([torch.ones_like(angle_B1F), *first, *second], dim=1)
+
+
+# %% ../../nbs/models/25_cine.ipynb #80133e39
 class CineEncoder(Saved, nn.Module):
     "Transformer within each frame, then between frames; one token a frame."
 
@@ -175,11 +185,3 @@ class CineEncoder(Saved, nn.Module):
         waves_B5F = _harmonics(time_BF).to(frames_BFD.dtype)
         pooled_BD = self.pool((waves_B5F @ frames_BFD / F).flatten(1))
         return CineTokens(frames_BFD, pooled_BD, places_GMD.view(B, F, *places_GMD.shape[1:]))
-
-
-def _harmonics(time_BF: Tensor) -> Tensor:
-    "One, and cosine and sine of the cycle's first two harmonics, (B, 5, F)."
-    angle_B1F = 2 * math.pi * time_BF[:, None]
-    first = [angle_B1F.cos(), angle_B1F.sin()]
-    second = [(2 * angle_B1F).cos(), (2 * angle_B1F).sin()]
-    return torch.cat([torch.ones_like(angle_B1F), *first, *second], dim=1)

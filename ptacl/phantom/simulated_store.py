@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +123,17 @@ def _store_place(cfg: SimulateConfig) -> Path:
 
 
 # %% ../../nbs/phantom/45_simulated_store.ipynb #f243df9d
+@lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    "Let a process keep the memory that a participant leaves: once a large block is freed, glibc does."
+    np.empty(2**24, np.uint8)
+
+
 def _prepared(
     index: int, recipe: dict, settings: dict, is_there: bool
 ) -> tuple[dict, dict[str, np.ndarray] | None, list[dict]]:
     "Row of the table, fields of the store (None = there already, or unusable), rows of the report."
+    _keep_freed_memory()
     drawn = {k: recipe[k] for k in ("seed", "prevalence", "noise", "fault_rate")}
     if is_there:
         return row_alone(index, **drawn), None, []

@@ -6,6 +6,8 @@
 __all__ = ["MUSCLE", "FAT", "RV_BLOOD", "lay_tissue", "pixels_between", "lay_disc", "draw_surroundings"]
 
 # %% ../../nbs/phantom/33_torso.ipynb #ba1d2269
+from functools import lru_cache
+
 import numpy as np
 
 from ptacl.phantom.latents import Latents
@@ -86,16 +88,21 @@ def _lay_round(
     part += np.clip(share / soft + 0.5, 0, 1) * (tissue - part)
 
 
+@lru_cache(maxsize=64)
+def _between_knots(n: int, grain: float) -> tuple[np.ndarray, np.ndarray]:
+    "For each pixel the knot before it, and the share of the next one."
+    at = np.linspace(0, n / grain, n)
+    before = at.astype(int)
+    share = at - before
+    return before, share * share * (3 - 2 * share)
+
+
 def _texture(shape: tuple[int, int], grain: float, rng: np.random.Generator) -> np.ndarray:
     "Smooth random field with SD about 1, grain in pixels."
-    rows, cols = (np.linspace(0, n / grain, n) for n in shape)
     coarse = rng.normal(size=(int(shape[0] / grain) + 2, int(shape[1] / grain) + 2))
-    i = rows.astype(int)
-    j = cols.astype(int)
-    u = (rows - i)[:, None]
-    v = (cols - j)[None]
-    u = u * u * (3 - 2 * u)
-    v = v * v * (3 - 2 * v)
+    i, u = _between_knots(shape[0], grain)
+    j, v = _between_knots(shape[1], grain)
+    u = u[:, None]
     across = (1 - v) * coarse[:, j] + v * coarse[:, j + 1]  # the few rows of the grid, at every column
     out = across.take(i, axis=0)
     out *= 1 - u

@@ -44,6 +44,26 @@ class StepBatch:
         return cls(participants=participants, rows=range(len(participants)), parts=[lambda: batch])
 
 
+def _require_pairs(batch_size: int, processes: int) -> None:
+    "Refuse batches in which a process has no negative."
+    if 2 * processes > batch_size:
+        problem = f"{batch_size} training pairs in a batch for {processes} processes"
+        raise BadInput("participants.tsv", problem, "Take fewer processes: each needs at least two pairs")
+
+
+def _in_pieces(rows: range, size: int) -> list[range]:
+    "Rows of each micro-batch; one piece where `size` is 0 or as large as all."
+    bounds = [*rows[:: size or len(rows)], rows.stop]
+    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _pinned_for(device: torch.device | str, batch: Batch) -> Batch:
+    "A batch in pinned memory, from where it moves while a GPU computes; for a CPU as it is."
+    if torch.device(device).type != "cuda":
+        return batch
+    return Batch(*(x.pin_memory() for x in batch))
+
+
 # %% ../../nbs/training/25_batches.ipynb #18047a5d
 class TrainingBatches:
     "The batches of a run, in order, as one process sees them."
@@ -70,12 +90,9 @@ class TrainingBatches:
         self.ids = pairs.table.participant_id.to_numpy()
         self._order = lru_cache(2)(partial(epoch_order, len(pairs), cfg.batch_size, cfg.seed))
         self.steps_per_epoch, self.batch_size = self._order(0).shape
-        n_epochs = cfg.epochs if system_entry(cfg).trains else 0
-        self.n_steps = n_epochs * self.steps_per_epoch  # of the whole run
+        self.n_steps = self.steps_per_epoch * cfg.epochs * system_entry(cfg).trains  # of the whole run
         self.rows = own_rows(self.batch_size, process, processes)
-        if 2 * processes > self.batch_size:
-            problem = f"{self.batch_size} training pairs in a batch for {processes} processes"
-            raise BadInput("participants.tsv", problem, "Take fewer processes: each needs at least two pairs")
+        _require_pairs(self.batch_size, processes)
 
     def members(
         self,
@@ -103,10 +120,7 @@ class TrainingBatches:
         if self.n_patches and cfg.ecg_keep < 1:
             generator = BatchGenerator(cfg.seed, step, 2, rows)
             fields["kept_BN"] = draw_kept(len(rows), self.n_patches, cfg.ecg_keep, generator=generator)
-        batch = Batch(**fields)
-        if torch.device(self.device).type == "cuda":  # from pinned memory it moves while the GPU computes
-            batch = Batch(*(x.pin_memory() for x in batch))
-        return batch
+        return _pinned_for(self.device, Batch(**fields))
 
     def finish(
         self,
@@ -126,16 +140,13 @@ class TrainingBatches:
         step: int,  # optimiser step, from 0
     ) -> StepBatch:  # whose parts are read when they are asked for
         "The batch of one step."
-        n = len(self.rows)
-        size = self.cfg.micro_batch if 0 < self.cfg.micro_batch < n else n
-        bounds = [*self.rows[::size], self.rows.stop]
-        parts = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        parts = _in_pieces(self.rows, self.cfg.micro_batch)
         return self._step(step, [partial(self._make, step, rows) for rows in parts])
 
     def __iter__(self) -> Iterator[StepBatch]:  # from step `start` to the last
         "Make the batch of every step."
-        if 0 < self.cfg.micro_batch < len(self.rows):
-            yield from (self.at(step) for step in range(self.start, self.n_steps))
+        if len(_in_pieces(self.rows, self.cfg.micro_batch)) > 1:
+            yield from map(self.at, range(self.start, self.n_steps))
             return
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self.read, self.start) if self.start < self.n_steps else None
@@ -151,5 +162,4 @@ class TrainingBatches:
 
     def _step(self, step: int, parts: Sequence[Callable[[], Batch]]) -> StepBatch:
         "Put the parts of a step together with the names of its participants."
-        ids = self.ids[self.members(step)].tolist()
-        return StepBatch(participants=ids, rows=self.rows, parts=parts)
+        return StepBatch(self.ids[self.members(step)].tolist(), self.rows, parts)

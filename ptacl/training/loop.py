@@ -180,6 +180,52 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return int(np.random.SeedSequence((seed, step, 3, process)).generate_state(1, np.uint64)[0] >> 1)
 
 
+# %% ../../nbs/training/50_loop.ipynb #0d691c75
+def _require_two(**parts: Pairs) -> None:
+    "Refuse parts without a negative."
+    for name, pairs in parts.items():
+        if len(pairs) < 2:
+            raise BadInput(
+                "participants.tsv",
+                f"{len(pairs)} usable participants in the {name} part",
+                "A contrast needs at least 2: check the split and the quality report",
+            )
+
+
+def _due(step: int, cfg: TrainConfig, batches: TrainingBatches) -> tuple[bool, bool, bool, bool]:
+    "Whether a step is the last, and is logged, followed by an evaluation, saved."
+    is_last = step == batches.n_steps
+    every = (cfg.log_every, batches.steps_per_epoch * cfg.eval_every, cfg.checkpoint_every)
+    return is_last, *(is_last or step % n == 0 for n in every)
+
+
+def _is_out_of_patience(state: TrainState, cfg: TrainConfig) -> bool:
+    "Whether too many evaluations have brought nothing better."
+    if not cfg.patience:
+        return False
+    best = best_row(state.log, cfg.keep_best)
+    return best is not None and best[1] >= cfg.patience
+
+
+def _keep_if_best(state: TrainState, cfg: TrainConfig, checkpoint: Path | None) -> None:
+    "Keep the weights if the last evaluation is the best."
+    best = best_row(state.log, cfg.keep_best) if cfg.keep_best else None
+    if best is None or best[0] != state.step:
+        return
+    state.best = {k: v.detach().cpu().clone() for k, v in (state.mean or state.model).state_dict().items()}
+    if checkpoint is not None:
+        save_checkpoint(state, cfg, Path(checkpoint).with_name("best.ckpt"))
+
+
+def _leave(state: TrainState, cfg: TrainConfig, checkpoint: Path, n_steps: int) -> None:
+    "Save, and end this process as one that has done its work."
+    save_checkpoint(state, cfg, checkpoint)
+    if state.fabric.global_rank == 0:
+        stopped = f"SIGTERM: stopped after step {state.step} of {n_steps} and saved."
+        print(f"{stopped} Start the same command again, it goes on from there.", flush=True)
+    raise SystemExit(0)
+
+
 # %% ../../nbs/training/50_loop.ipynb #b90cc0d2
 def fit(
     cfg: TrainConfig,  # settings of the run
@@ -254,48 +300,3 @@ def fit(
     copy_from_first(state.model)
     state.log = fabric.broadcast(state.log)
     return state
-
-
-def _require_two(**parts: Pairs) -> None:
-    "Refuse parts without a negative."
-    for name, pairs in parts.items():
-        if len(pairs) < 2:
-            raise BadInput(
-                "participants.tsv",
-                f"{len(pairs)} usable participants in the {name} part",
-                "A contrast needs at least 2: check the split and the quality report",
-            )
-
-
-def _due(step: int, cfg: TrainConfig, batches: TrainingBatches) -> tuple[bool, bool, bool, bool]:
-    "Whether a step is the last, and is logged, followed by an evaluation, saved."
-    is_last = step == batches.n_steps
-    every = (cfg.log_every, batches.steps_per_epoch * cfg.eval_every, cfg.checkpoint_every)
-    return is_last, *(is_last or step % n == 0 for n in every)
-
-
-def _is_out_of_patience(state: TrainState, cfg: TrainConfig) -> bool:
-    "Whether too many evaluations have brought nothing better."
-    if not cfg.patience:
-        return False
-    best = best_row(state.log, cfg.keep_best)
-    return best is not None and best[1] >= cfg.patience
-
-
-def _keep_if_best(state: TrainState, cfg: TrainConfig, checkpoint: Path | None) -> None:
-    "Keep the weights if the last evaluation is the best."
-    best = best_row(state.log, cfg.keep_best) if cfg.keep_best else None
-    if best is None or best[0] != state.step:
-        return
-    state.best = {k: v.detach().cpu().clone() for k, v in (state.mean or state.model).state_dict().items()}
-    if checkpoint is not None:
-        save_checkpoint(state, cfg, Path(checkpoint).with_name("best.ckpt"))
-
-
-def _leave(state: TrainState, cfg: TrainConfig, checkpoint: Path, n_steps: int) -> None:
-    "Save, and end this process as one that has done its work."
-    save_checkpoint(state, cfg, checkpoint)
-    if state.fabric.global_rank == 0:
-        stopped = f"SIGTERM: stopped after step {state.step} of {n_steps} and saved."
-        print(f"{stopped} Start the same command again, it goes on from there.", flush=True)
-    raise SystemExit(0)
