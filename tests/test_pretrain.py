@@ -190,15 +190,14 @@ def test_training_starts_from_it(ecg_run, repo, cohort, tmp_path):
 
 def test_what_does_not_fit_is_said(ecg_run):
     small = TrainConfig(preset="small", window_s=1.0, ecg_init=str(ecg_run[1]))
-    with pytest.raises(
-        BadInput, match="its ECGEncoder has dim = 128, .*, but this run's has dim = 384, depth = 6"
-    ):
+    with pytest.raises(BadInput, match="its ECGConv has stem = 64, .* but this run's has stem = 96, widths"):
         start_encoders(build_system(small), small)
     longer = TrainConfig(ecg_init=str(ecg_run[1]))
-    with pytest.raises(
-        BadInput, match="its ECGEncoder has n_samples = 500, but this run's has n_samples = 2500"
-    ):
+    with pytest.raises(BadInput, match="was prepared with window_s = 1.0, not 5.0"):
         start_encoders(build_system(longer), longer)
+    other = TrainConfig(ecg_encoder="vit", window_s=1.0, ecg_init=str(ecg_run[1]))
+    with pytest.raises(BadInput, match="holds an ECGConv, and this run has an ECGViT. Set `ecg_encoder`"):
+        start_encoders(build_system(other), other)
     cine = TrainConfig(window_s=1.0, cine_init=str(ecg_run[1]))
     with pytest.raises(BadInput, match="holds no CineEncoder"):
         start_encoders(build_system(cine), cine)
