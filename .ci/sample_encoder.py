@@ -26,7 +26,7 @@ from ptacl.training.watch import embed_pairs
 from ptacl.use.phenotypes import fit_probe
 
 COHORT = dict(n=9100, n_val=100, n_test=1000, seed=170)  # of nobody else
-RUN = dict(epochs=6, batch_size=32, lr=7e-4)
+RUN = dict(epochs=6, batch_size=32, lr=5e-4)
 PHENOTYPES = ("lvedv_ml", "lvesv_ml", "lvef", "lvm_g", "rvedv_ml", "rvesv_ml", "rvef", "heart_rate_ecg_bpm")
 CARD = """# The sample encoder
 
