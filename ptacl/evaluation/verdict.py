@@ -66,7 +66,9 @@ class Finding:
     def sentence(self) -> str:  # in Markdown
         "The finding in words."
         unit = f" {self.unit}" if self.unit else ""
-        numbers = f"**{_short(self.value)}**{unit} (95 % interval {_short(self.low)} to {_short(self.high)}"
+        numbers = (
+            f"**{_digits(self.value)}**{unit} (95 % interval {_digits(self.low)} to {_digits(self.high)}"
+        )
         told = dict(
             learned="learned",
             **{
@@ -74,11 +76,11 @@ class Finding:
                 "worse than chance": "**worse than chance**: look for a mistake",
             },
         )[self.verdict]
-        text = f"{self.question}: {numbers}; without learning {_short(self.chance)}): {told}."
+        text = f"{self.question}: {numbers}; without learning {_digits(self.chance)}): {told}."
         return f"{text} {self.more}".strip()
 
 
-def _short(x: float) -> str:
+def _digits(x: float) -> str:
     "Three digits at most."
     return f"{x:.2f}" if abs(x) < 10 else f"{x:.0f}"
 
@@ -288,7 +290,7 @@ def one_line(
 ) -> str:  # Markdown
     "The findings in one line."
     parts = [
-        f"{f.short} **{_short(f.value)}** ({_short(f.low)} to {_short(f.high)}; {f.verdict})"
+        f"{f.short} **{_digits(f.value)}** ({_digits(f.low)} to {_digits(f.high)}; {f.verdict})"
         for f in findings
     ]
     return " · ".join(parts)
