@@ -135,8 +135,8 @@ def test_the_check_tells_maps_of_the_model_from_maps_of_the_picture(prepared):
     assert not sanity_check(blind, model, batch, n_shuffles=1).passes.any()
     assert sanity_check(gradient_times_input, model, batch, n_shuffles=2).passes.all()
     assert not torch.equal(
-        shuffled_weights(model, 1).ecg_encoder.from_patch.weight,
-        shuffled_weights(model, 2).ecg_encoder.from_patch.weight,
+        shuffled_weights(model, 1).ecg_encoder.stem.weight,
+        shuffled_weights(model, 2).ecg_encoder.stem.weight,
     )
 
 

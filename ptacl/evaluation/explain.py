@@ -203,7 +203,7 @@ def _share(
 def _way_edges(value_of: Callable[[Tensor], Tensor], n: int, device: torch.device) -> Tensor:
     "Edges of `n` stretches of the way from 0 to 1, short where the value changes fast."
     edges = torch.cat(
-        [torch.zeros(1, dtype=torch.float64), torch.logspace(-9, 0, n // 2, dtype=torch.float64)]
+        [torch.zeros(1, dtype=torch.float64), torch.logspace(-18, 0, n // 2, dtype=torch.float64)]
     ).to(device)
     value = value_of(edges)
     while len(edges) <= n:

@@ -28,6 +28,7 @@ from ptacl.training.loop import fit
 from ptacl.training.pretraining import PretrainConfig
 from ptacl.training.watch import embed_pairs
 from ptacl.use import ECGEncoder
+from ptacl.use.embed import folder_identity
 
 NOTEBOOKS = Path(__file__).parents[2] / "nbs"
 RECORD = "sim-0004"
@@ -44,7 +45,7 @@ RUNS = dict(
 CUT_AT = 14  # steps of the run that goes on
 
 
-class Cut(Exception):
+class CutOff(Exception):
     "The run is broken off."
 
 
@@ -57,10 +58,14 @@ def rounded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def round_folder(folder: Path) -> None:
-    "Round the weights of a folder."
+    "Round the weights of a folder; its probe, if it has one, counts as that of the rounded encoder."
     path = folder / "model.safetensors"
     weights = {k: rounded(v).contiguous() for k, v in load_file(path).items()}
     save_file(weights, path, metadata=dict(format="pt"))
+    probe = folder / "phenotypes" / "config.json"
+    if probe.is_file():
+        settings = json.loads(probe.read_text()) | dict(encoder=folder_identity(folder))
+        probe.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def run(name: str, top: Path) -> Path:
@@ -89,7 +94,7 @@ def cut_run(folder: Path) -> None:
     def cut(row: dict) -> None:
         "Break off after the checkpoint."
         if row["step"] > CUT_AT:
-            raise Cut
+            raise CutOff
 
     path = folder / "last.ckpt"
     try:
@@ -102,9 +107,8 @@ def cut_run(folder: Path) -> None:
             progress=False,
             on_log=cut,
         )
-    except Cut:
-        pass
-    state = torch.load(path, weights_only=True)
+    except CutOff:
+        state = torch.load(path, weights_only=True)
     assert state["step"] == CUT_AT
     state["model"] = {k: rounded(v) for k, v in state["model"].items()}
     for of_weight in state["optimizer"]["state"].values():
