@@ -12,7 +12,8 @@ import torch
 
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import sample_path
-from ptacl.data.ecg import STANDARD_LEADS
+from ptacl.data.beats import find_beats
+from ptacl.data.ecg import STANDARD_LEADS, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import save_pretrained
@@ -221,3 +222,23 @@ def test_real_recordings(encoder, real_data):
         len(table) + len(left_out(table)) == len(files)
         and left_out(table).problem.str.contains("standard leads").all()
     )
+
+
+def test_sample_encoder_on_a_real_ecg(repo):
+    """The README's lines right after the install: an encoder of the repository, an ECG of a dependency. Its
+    rate is read to within the interval; nothing in the folder is large, and the card says what it is not for.
+    """
+    from pydicom.data import get_testdata_file
+
+    record = get_testdata_file("waveform_ecg.dcm", download=False)
+    encoder = ECGEncoder.from_pretrained("sample")
+    assert encoder.embed(record).shape == (1, encoder.dim)
+    table = encoder.predict(record).set_index("phenotype")
+    assert table.unit[["lvedv_ml", "lvef", "lvm_g", "heart_rate_ecg_bpm"]].tolist() == ["mL", "%", "g", "bpm"]
+    assert (table.low < table.value).all() and (table.value < table.high).all()
+    rate = find_beats(standardise_ecg(read_ecg(record), 500.0, 50.0)).heart_rate_bpm
+    assert table.low.heart_rate_ecg_bpm < rate < table.high.heart_rate_ecg_bpm
+    files = [p for p in (repo / "data_samples" / "encoder").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 3e6
+    card = (repo / "data_samples" / "encoder" / "README.md").read_text(encoding="utf-8")
+    assert "never use it for patients" in card and "simulated" in card
