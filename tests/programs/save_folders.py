@@ -1,8 +1,8 @@
 """Makes the archives of tests/saved with this version: `python tests/programs/save_folders.py [FOLDER]`.
 
-A PTACL run with the checkpoint of its 14th of 18 steps, an MMCL run, a masked pre-training and a vision transformer
-with random weights, on the sample participants. Matrices are rounded to a few levels, and the optimiser's
-state to one, so that they pack small; values.json holds what this version makes of what is left.
+A PTACL run with the checkpoint of its 14th of 18 steps, an MMCL run, a masked pre-training and a vision
+transformer with random weights, on the sample participants. Matrices are rounded to a few levels, and the
+optimiser's state to one, so that they pack small; values.json holds what this version makes of what is left.
 """
 
 import json
