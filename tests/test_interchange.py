@@ -292,4 +292,4 @@ def test_saved_in_our_layout_it_is_ours(tmp_path):
     x = torch.randn(2, 12, 40)
     assert torch.equal(again(x)[1], encoder(x)[1])
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert (config["architectures"], config["norm_eps"], config["mlp_ratio"]) == (["ECGEncoder"], 1e-12, 2.5)
+    assert (config["architectures"], config["norm_eps"], config["mlp_ratio"]) == (["ECGViT"], 1e-12, 2.5)
