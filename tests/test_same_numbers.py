@@ -1,5 +1,5 @@
-"""The numbers that version 0.1.0 computed at commit 2764edb are computed still, bit for bit on a machine
-of the same kind.
+"""The numbers that the version with convolutional encoders computed are computed still, bit for bit on a
+machine of the same kind.
 """
 
 import json
