@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -79,15 +80,24 @@ def test_threads_give_what_one_gives(encoder):
         assert tables[0].index.tolist()[3:6] == [3, str(RECORDS[4]), 6]
 
 
+def is_gone(name: str) -> bool:
+    "Whether no thread of that name is left, ten seconds later at most."
+    for _ in range(100):
+        if not [t for t in threading.enumerate() if name in t.name]:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def test_the_first_error_in_order_is_raised(encoder, folder):
     "Also where processes read; the rest is not waited for, and no process is left."
     files = sorted(folder.glob("*.hea"))
     with pytest.raises(BadInput, match=r"0007\.hea"):
         encoder.embed(files, workers=2)
-    assert not [t for t in threading.enumerate() if "Executor" in t.name]
+    assert is_gone("Executor")
     with pytest.raises(BadInput, match="is a NoneType"):
         encoder.embed([read_ecg(RECORDS[0])] * 60 + [None] * 60, workers=2)
-    assert not [t for t in threading.enumerate() if "ThreadPool" in t.name]
+    assert is_gone("ThreadPool")
 
 
 @pytest.mark.parametrize("kind", ["files", "arrays"])
