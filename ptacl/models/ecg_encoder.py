@@ -83,7 +83,9 @@ class ECGEncoder(Saved, nn.Module):
         "Make a kind known by the names of its class."
         super().__init_subclass__(**kwargs)
         for name in (cls.__name__, *cls.former_names):
-            ECGEncoder.kinds[name] = cls
+            known = ECGEncoder.kinds.get(name)
+            if known is None or not known.__module__.startswith("ptacl."):  # ours stay what they are
+                ECGEncoder.kinds[name] = cls
 
     @property
     def device(self) -> torch.device:  # where its weights are
