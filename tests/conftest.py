@@ -38,6 +38,22 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> Path:
+    "Folder of a small untrained system that reads 1 s."
+    import torch
+
+    from ptacl.base.config import TrainConfig
+    from ptacl.models.saved import save_pretrained
+    from ptacl.models.systems import build_system
+
+    torch.manual_seed(0)
+    cfg = TrainConfig(window_s=1.0, n_frames=4, crop_px=16)
+    system = build_system(cfg)
+    system.ecg_sd_L.fill_(0.25)
+    return save_pretrained(system, cfg, tmp_path_factory.mktemp("run"))
+
+
 def skip_reasons(keywords, mark_expression: str, has_cuda: bool, environ) -> list[str]:
     "Why a test with these markers does not run here; empty = it runs."
     reasons = []

@@ -8,16 +8,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from ptacl.base.config import TrainConfig
 from ptacl.base.core import sample_path
 from ptacl.data.beats import find_beats
 from ptacl.data.ecg import STANDARD_LEADS, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
 from ptacl.models.ecg_encoder import ECGEncoder
-from ptacl.models.saved import save_pretrained
-from ptacl.models.systems import build_system
 from ptacl.use.command import embed_command
 from ptacl.use.embed import embed, left_out
 from ptacl.use.phenotypes import PhenotypeProbe, predict
@@ -26,18 +22,8 @@ SECRET = "Millerovska"  # a name that must not appear anywhere
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    "Folder of a small untrained system that reads 1 s."
-    torch.manual_seed(0)
-    cfg = TrainConfig(window_s=1.0, n_frames=4, crop_px=16)
-    system = build_system(cfg)
-    system.ecg_sd_L.fill_(0.25)
-    return save_pretrained(system, cfg, tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def encoder(run):
-    return ECGEncoder.from_pretrained(run)
+def encoder(small_run):
+    return ECGEncoder.from_pretrained(small_run)
 
 
 def command(repo, *args):
@@ -60,7 +46,7 @@ def command(repo, *args):
     )
 
 
-def test_command_embeds_a_folder(repo, run, encoder, tmp_path):
+def test_command_embeds_a_folder(repo, small_run, encoder, tmp_path):
     """All records of a folder, under their paths in it, equal to what Python gives; what cannot be read is
     listed; nobody's name is printed or written.
     """
@@ -77,7 +63,7 @@ def test_command_embeds_a_folder(repo, run, encoder, tmp_path):
     )
     (folder / "cut.hea").write_text((folder / "sim-0001.hea").read_text().replace("sim-0001", "cut"))
     (folder / "notes.txt").write_text(SECRET)
-    done = command(repo, folder, "--encoder", run, "--batch-size", "3", "--out", tmp_path / "z.parquet")
+    done = command(repo, folder, "--encoder", small_run, "--batch-size", "3", "--out", tmp_path / "z.parquet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 of 6 ECGs embedded into ") and "2 left out" in done.stdout
     table = pd.read_parquet(tmp_path / "z.parquet")
@@ -94,12 +80,12 @@ def test_command_embeds_a_folder(repo, run, encoder, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ecgs", "z.left_out.tsv", "z.parquet"]
 
 
-def test_command_refuses(run, tmp_path, capsys, monkeypatch):
+def test_command_refuses(small_run, tmp_path, capsys, monkeypatch):
     """Nothing readable is exit code 1, wrong arguments are 2, and no output appears; without pyarrow it says
     so before any work.
     """
     (tmp_path / "bad.xml").write_text("<RestingECG/>")
-    asked = [str(tmp_path), "--encoder", str(run), "--out"]
+    asked = [str(tmp_path), "--encoder", str(small_run), "--out"]
     assert embed_command([*asked, str(tmp_path / "z.tsv")]) == 1
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("0 of 1 ECGs embedded; 1 left out, see ")
@@ -192,12 +178,12 @@ def test_leads_off_and_other_units(encoder):
     )
 
 
-def test_a_half_probe_is_noticed(encoder, run):
+def test_a_half_probe_is_noticed(encoder, small_run):
     "A probe whose weights are missing is an error, not a prediction."
     probe = PhenotypeProbe(
         ("lvef",), ("%",), np.zeros((1, encoder.dim)), np.array([55.0]), np.array([3.0]), (50,), 0.9
     )
-    folder = probe.save_pretrained(run)
+    folder = probe.save_pretrained(small_run)
     record = sample_path("ecg", "sim-0001.hea")
     assert encoder.predict(record).iloc[0].to_dict() == dict(
         phenotype="lvef", value=55.0, low=52.0, high=58.0, unit="%"

@@ -8,15 +8,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, sample_path
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.many_ecgs import FEW, MANY_FILES, windows_of_each
-from ptacl.models.saved import save_pretrained
-from ptacl.models.systems import build_system
 from ptacl.use import ECGEncoder, left_out
 from ptacl.use.command import embed_command
 
@@ -25,13 +21,9 @@ RECORDS = [sample_path("ecg", f"sim-{k:04}.hea") for k in range(1, 11)]
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
+def encoder(small_run):
     "A small untrained encoder that reads 1 s."
-    torch.manual_seed(0)
-    cfg = TrainConfig(window_s=1.0, n_frames=4, crop_px=16)
-    system = build_system(cfg)
-    system.ecg_sd_L.fill_(0.25)
-    return ECGEncoder.from_pretrained(save_pretrained(system, cfg, tmp_path_factory.mktemp("run")))
+    return ECGEncoder.from_pretrained(small_run)
 
 
 @pytest.fixture(scope="module")

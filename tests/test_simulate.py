@@ -40,16 +40,21 @@ def contents(folder):
     }
 
 
-def test_the_notebook_writes_a_cohort_that_training_reads(repo, tmp_path):
-    params = dict(out=str(tmp_path / "cohort"), n=6, frames=10, size=64, mi=1.0, masks=True)
-    done = papermill.execute_notebook(
+def run_simulate(repo, folder, params):
+    "simulate.ipynb, executed in a folder."
+    return papermill.execute_notebook(
         str(repo / "nbs" / "simulate.ipynb"),
-        str(tmp_path / "out.ipynb"),
+        str(folder / "out.ipynb"),
         parameters=params,
-        cwd=str(tmp_path),
+        cwd=str(folder),
         progress_bar=False,
         kernel_name="python3",
     )
+
+
+def test_the_notebook_writes_a_cohort_that_training_reads(repo, tmp_path):
+    params = dict(out=str(tmp_path / "cohort"), n=6, frames=10, size=64, mi=1.0, masks=True)
+    done = run_simulate(repo, tmp_path, params)
     cohort = read_cohort(tmp_path / "cohort")
     report = check_cohort(cohort)
     assert len(cohort.table) == 6 and report.empty, report.to_string()
@@ -88,14 +93,7 @@ def test_killed_while_writing_and_started_again(tmp_path):
 
 def test_the_notebook_writes_a_store(repo, tmp_path):
     params = dict(STORE, n=10, out=str(tmp_path / "store"), shard_size=100)
-    done = papermill.execute_notebook(
-        str(repo / "nbs" / "simulate.ipynb"),
-        str(tmp_path / "out.ipynb"),
-        parameters=params,
-        cwd=str(tmp_path),
-        progress_bar=False,
-        kernel_name="python3",
-    )
+    done = run_simulate(repo, tmp_path, params)
     store = open_store(tmp_path / "store", verify=True)
     assert store.table.split.value_counts().to_dict() == dict(test=5, val=3, train=2)
     pictures = [

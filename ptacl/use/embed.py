@@ -160,7 +160,7 @@ def _network(
     def vectors(signal_BLT: np.ndarray, ok_BL: np.ndarray) -> np.ndarray:
         signal_BLT = torch.from_numpy(signal_BLT).to(device).sub_(mean_L1).div_(sd_L1)
         ok_BL = torch.from_numpy(ok_BL).to(device)
-        signal_BLT.mul_(ok_BL[..., None])
+        signal_BLT.masked_fill_(~ok_BL[..., None], 0.0)  # whatever a lead that was off holds
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             z_BD = encoder(signal_BLT, ok_BL)[1]
             z_BD = z_BD if head is None else head(z_BD)
@@ -271,9 +271,20 @@ def embed_windows(
     for start in range(0, len(signal_RLT), batch_size):
         signal_BLT = np.array(signal_RLT[start : start + batch_size], dtype=np.float32)
         ok_BL = signal_BLT.any(2) if lead_ok_RL is None else lead_ok_RL[start : start + batch_size]
-        parts.append(vectors_of(signal_BLT, np.asarray(ok_BL)))
+        ok_BL = np.asarray(ok_BL, dtype=bool)
+        _check_finite(signal_BLT, ok_BL, start)
+        parts.append(vectors_of(signal_BLT, ok_BL))
     width = encoder.dim if head is None else head.layers[-1].out_features
     return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+
+
+def _check_finite(signal_BLT: np.ndarray, ok_BL: np.ndarray, start: int) -> None:
+    "Refuse good leads with samples that are no numbers; `start` is the number of the first window."
+    spoiled = np.argwhere(ok_BL & ~np.isfinite(signal_BLT).all(2))
+    if len(spoiled):
+        row, lead = spoiled[0]
+        problem = f"lead {lead + 1} of {signal_BLT.shape[1]} holds NaN or infinity"
+        raise BadInput(f"window {start + row}", problem, "Mend it, or call the lead off in lead_ok_RL")
 
 
 ECGEncoder.embed_windows = embed_windows

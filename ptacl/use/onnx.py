@@ -53,7 +53,8 @@ class ECGGraph(nn.Module):
         lead_ok_BL: Tensor,  # False = lead missing or flat, (B, L)
     ) -> tuple[Tensor, ...]:  # features (B, D) and, with a head, embedding (B, E)
         "Scale and encode windows."
-        z_BD = self.encoder((signal_BLT - self.mean_L1) / self.sd_L1 * lead_ok_BL[..., None], lead_ok_BL)[1]
+        scaled_BLT = (signal_BLT - self.mean_L1) / self.sd_L1
+        z_BD = self.encoder(torch.where(lead_ok_BL[..., None], scaled_BLT, 0.0), lead_ok_BL)[1]
         return (z_BD,) if self.head is None else (z_BD, self.head(z_BD))
 
 
