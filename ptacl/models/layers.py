@@ -11,6 +11,7 @@ __all__ = [
     "ProjectionHead",
     "phase_weights",
     "pool_by_phase",
+    "covered_bins",
     "ecg_token_phase",
     "count_parameters",
 ]
@@ -171,11 +172,23 @@ def phase_weights(
 def pool_by_phase(
     tokens_BND: Tensor,  # tokens, (B, N, D)
     weight_BQN: Tensor,  # weights from `phase_weights`, (B, Q, N)
-) -> tuple[Tensor, Tensor]:  # mean token of each bin (B, Q, D) and whether the bin is covered (B, Q)
+) -> Tensor:  # mean token of each bin, (B, Q, D)
     "Average the tokens of each phase bin; no parameters."
-    total_BQ = weight_BQN.sum(2)
-    share_BQN = (weight_BQN / total_BQ.clamp(min=1e-6)[..., None]).to(tokens_BND.dtype)
-    return share_BQN @ tokens_BND, total_BQ >= 0.25
+    total_BQ1 = weight_BQN.sum(2, keepdim=True)
+    share_BQN = (weight_BQN / total_BQ1.clamp(min=1e-30)).to(tokens_BND.dtype)
+    return share_BQN @ tokens_BND
+
+
+# %% ../../nbs/models/10_layers.ipynb #c0ffee02
+def covered_bins(
+    phase_BN: Tensor,  # phase of each token, [0, 1), (B, N)
+    is_valid_BN: Tensor,  # whether the token has a phase, (B, N)
+    n_bins: int,  # bins of the cycle
+) -> Tensor:  # whether a token lies in the bin, at most half a bin from its centre, (B, Q)
+    "Which bins of the cycle have a token of their own."
+    bin_BN = (phase_BN.float() * n_bins + 0.5).floor().long() % n_bins
+    is_in_BQN = bin_BN[:, None] == torch.arange(n_bins, device=phase_BN.device)[:, None]
+    return (is_in_BQN & is_valid_BN[:, None]).any(2)
 
 
 # %% ../../nbs/models/10_layers.ipynb #49d2c51f

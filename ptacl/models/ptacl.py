@@ -14,7 +14,7 @@ from ptacl.data.batches import Batch
 from ptacl.losses.contrast import info_nce
 from ptacl.losses.local import local_info_nce
 from ptacl.models.encoders import cine_encoder_from_config, ecg_encoder_from_config
-from ptacl.models.layers import ProjectionHead, phase_weights, pool_by_phase
+from ptacl.models.layers import ProjectionHead, covered_bins, phase_weights, pool_by_phase
 from ptacl.models.system import Embeddings, System
 
 
@@ -101,10 +101,10 @@ class PTACL(System):
         return ecg_BND, self.encode_cine(mean_BFHW, batch.frame_time_BF, batch.kept_BF)[0]
 
     def _pool(self, tokens_BND: Tensor, phase_BN: Tensor, is_valid_BN: Tensor) -> tuple[Tensor, Tensor]:
-        "Pool tokens into the phase bins."
-        return pool_by_phase(
-            tokens_BND, phase_weights(phase_BN, is_valid_BN, self.phase_bins, self.phase_concentration)
-        )
+        "Mean token of each phase bin, (B, Q, D), and whether it has a token of its own, (B, Q)."
+        weight_BQN = phase_weights(phase_BN, is_valid_BN, self.phase_bins, self.phase_concentration)
+        is_covered_BQ = covered_bins(phase_BN, is_valid_BN, self.phase_bins)
+        return pool_by_phase(tokens_BND, weight_BQN), is_covered_BQ
 
 
 # %% ../../nbs/models/30_ptacl.ipynb #dc74aae2
