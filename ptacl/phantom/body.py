@@ -63,7 +63,16 @@ def draw_body(
 
 
 # %% ../../nbs/phantom/10_body.ipynb #a12fc0cc
-PREVALENCE = {"lbbb": 0.01, "mi": 0.025, "lvh": 0.015, "dcm": 0.005, "rvd": 0.01, "af": 0.015, "pvc": 0.03}
+PREVALENCE = {
+    "lbbb": 0.01,
+    "mi": 0.025,
+    "lvh": 0.015,
+    "dcm": 0.005,
+    "rvd": 0.01,
+    "af": 0.015,
+    "pvc": 0.03,
+    "tachycardia": 0.01,
+}
 _TERRITORIES = ("anterior", "inferior", "lateral")
 
 
@@ -77,7 +86,11 @@ def draw_conditions(
             raise BadInput("prevalence", f"unknown condition {k!r}", f"Use {', '.join(PREVALENCE)}.")
         if not 0 <= p <= 1:
             raise BadInput("prevalence", f"{k} = {p} is no probability", "Give a number from 0 to 1.")
-    has = {k: bool(rng.random() < prevalence.get(k, p)) for k, p in PREVALENCE.items()}
+    of_old = [k for k in PREVALENCE if k != "tachycardia"]
+    has = {k: bool(rng.random() < prevalence.get(k, PREVALENCE[k])) for k in of_old}
+    # from a stream of its own: whoever has what else does not change with it
+    is_fast = rng.spawn(1)[0].random() < prevalence.get("tachycardia", PREVALENCE["tachycardia"])
+    has["tachycardia"] = bool(is_fast) and not has["af"]
     territory = _TERRITORIES[rng.choice(3, p=[0.4, 0.4, 0.2])]
     among_others = 0.018 * (prevalence.get("lvh", 1) > 0)
     strain = bool(rng.random() < (0.55 if has["lvh"] else among_others))

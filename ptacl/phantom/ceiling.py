@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from ptacl.base.core import BadInput
-from ptacl.phantom.latents import draw_latents, further_phenotypes, lv_length_mm
+from ptacl.phantom.latents import draw_latents, further_phenotypes, lv_length_mm, repolarisation_ms
 
 # %% ../../nbs/phantom/50_ceiling.ipynb #66408286
 _SHOWN = [
@@ -42,7 +42,7 @@ def ecg_latent_table(
     "The latents that can be read off an ECG."
     d = latents
     rr = 60_000 / latents.heart_rate_ecg_bpm
-    qt = d.qt60_ms + d.qt_slope * (rr - 1000)
+    qt, _ = repolarisation_ms(latents, rr)
     table = d[_SHOWN].assign(
         qt_ms=qt,
         t_peak_ms=qt - d.tpte60_ms - 0.03 * (rr - 1000),

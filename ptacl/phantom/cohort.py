@@ -39,6 +39,7 @@ from ptacl.phantom.cine import check_cine_recipe, simulate_cine
 from ptacl.phantom.ecg import UV_PER_LSB, simulate_ecg
 from ptacl.phantom.latents import (
     Latents,
+    atrial_kick_ms,
     draw_latents,
     further_phenotypes,
     lv_length_mm,
@@ -82,16 +83,19 @@ _COLUMNS = {
     "rvd": ("dilated right ventricle", "0 or 1"),
     "af": ("atrial fibrillation", "0 or 1"),
     "pvc": ("ventricular ectopic beats in the strip", "0 or 1"),
+    "tachycardia": ("sinus tachycardia", "0 or 1"),
     "truth_mi_territory": ("territory of the infarct, empty = none", ""),
     "truth_strain": ("strain pattern on the ECG", "0 or 1"),
     "truth_es_ms": ("end of systole after R at the scan", "ms"),
     "truth_es_phase": ("the same as a share of the scan's RR", ""),
     "truth_ejection_ms": ("start of ejection after R at the scan", "ms"),
     "truth_ivrt_ms": ("isovolumic relaxation", "ms"),
+    "truth_kick_ms": ("start of atrial contraction after R at the scan, empty = none (AF)", "ms"),
     "truth_atrial_share": ("share of the stroke volume that the atrium fills", ""),
     "truth_lv_length_mm": ("LV length, end of diastole", "mm"),
     "truth_qrs_ms": ("QRS duration", "ms"),
-    "truth_pr_ms": ("PR interval", "ms"),
+    "truth_pr_ms": ("PR interval at the ECG", "ms"),
+    "truth_p_onset_ms": ("P onset after R at the mean RR of the ECG, negative, empty = none (AF)", "ms"),
     "truth_qt_ms": ("QT interval at the mean RR of the ECG", "ms"),
     "truth_t_peak_ms": ("peak of T after R at the mean RR of the ECG", "ms"),
     "truth_t_end_ms": ("end of T after R at the mean RR of the ECG", "ms"),
@@ -133,6 +137,8 @@ def participant_row(
     known = vars(lat) | further_phenotypes(lat)
     known |= dict(
         es_phase=lat.es_ms / lat.rr_scan_ms,
+        kick_ms=atrial_kick_ms(lat, lat.rr_scan_ms),
+        p_onset_ms=np.nan if lat.af else -lat.pr_ms - 0.45 * lat.qrs_ms,
         qt_ms=qt,
         t_end_ms=t_end,
         t_peak_ms=t_peak_ms(lat, lat.rr_ecg_ms),
@@ -374,6 +380,7 @@ class CohortConfig(Parameters):
     rvd: float = 0.01  # dilated right ventricle
     af: float = 0.015  # atrial fibrillation
     pvc: float = 0.03  # ventricular ectopic beats
+    tachycardia: float = 0.01  # sinus tachycardia
 
     def __post_init__(self) -> None:  # raises BadInput
         check_cine_recipe(self.frames, self.slices, self.size, self.noise)

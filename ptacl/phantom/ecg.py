@@ -42,6 +42,7 @@ def draw_rhythm(
         lf, hf = rng.uniform(0, 2 * np.pi, 2)
         resp = rng.normal(0.25, 0.03)
         waves = 0.8 * np.sin(2 * np.pi * 0.1 * t + lf) + 1.13 * np.sin(2 * np.pi * resp * t + hf)
+        sd *= min(1.0, lat.rr_ecg_ms / 600) ** 2
         rr = lat.rr_ecg_ms + sd * (waves + 0.3 * rng.normal(size=n))
         if lat.pvc:
             k = 4 + rng.choice(4, size=1 + int(rng.random() < 0.4), replace=False)

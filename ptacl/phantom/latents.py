@@ -10,6 +10,8 @@ __all__ = [
     "draw_latents",
     "repolarisation_ms",
     "t_peak_ms",
+    "pr_at_ms",
+    "atrial_kick_ms",
     "lv_length_mm",
     "long_strain",
     "further_phenotypes",
@@ -25,12 +27,20 @@ from ptacl.phantom.body import draw_body, draw_conditions, draw_heart, participa
 
 
 # %% ../../nbs/phantom/15_latents.ipynb #10fb250a
+def _systole_ms(hr: float, is_male: bool) -> float:
+    "Weissler's QS2 from R on; beyond its largest share of the cycle, that share."
+    at_0, slope = (546 - 45, 2.1) if is_male else (549 - 45, 2.0)
+    slow = min(hr, at_0 / (2 * slope))
+    return (at_0 - slope * slow) * slow / hr
+
+
 def draw_timing(
     rng: np.random.Generator,  # the participant's latent stream
     body: dict,  # from `draw_body`
     has: dict,  # from `draw_conditions`
     heart: dict,  # from `draw_heart`
-    # heart rates (bpm), times after R at the scan's rate, QT and T peak to end at 60 bpm (ms), QT slope
+    # heart rates (bpm), times after R at the scan's rate, delay of the atria (ms), QT and T peak to end at
+    # 60 bpm (ms), QT slope
 ) -> dict:
     "Draw heart rates, mechanical timing and QT."
     male = body["is_male"]
@@ -38,8 +48,12 @@ def draw_timing(
     e_hr, e_scan, e_es, e_qt, e_slope, e_ej, e_ivr, e_atrial, e_tpte = rng.normal(size=9)
     hr = 64 + 2 * (not male) + 9.2 * e_hr + 8 * has["af"]
     hr_scan = 63 + 2 * (not male) + 10 * (0.8 * e_hr + 0.6 * e_scan) + 6 * has["af"]
-    hr, hr_scan = np.clip([hr, hr_scan], 42, 112)
-    qs2 = (546 - 2.1 * hr_scan) if male else (549 - 2.0 * hr_scan)
+    hr, hr_scan = np.clip([hr, hr_scan], 40, 112)
+    own = rng.spawn(1)[0]  # so that what was drawn before this does not change
+    delay = 54 + 10 * own.normal()
+    if has["tachycardia"]:
+        hr = 100 + 80 * own.beta(1.1, 2.7)
+        hr_scan = float(np.clip(hr - 6 + 8 * own.normal(), 60, 180))
     late = -5 * zc + 8 * (0.7 * e_es + 0.714 * e_ej)
     pep = (131 if male else 133) - 0.4 * hr_scan + late + 25 * has["lbbb"]
     atrial = float(np.clip(0.25 + 0.05 * body["z_age"] + 0.05 * e_atrial, 0.08, 0.45))
@@ -47,9 +61,11 @@ def draw_timing(
     return dict(
         heart_rate_ecg_bpm=hr,
         heart_rate_scan_bpm=hr_scan,
-        es_ms=qs2 - 45 + 14 * e_es + 20 * has["lbbb"],
+        es_ms=_systole_ms(hr_scan, male) + 14 * e_es + 20 * has["lbbb"],
         ejection_ms=max(pep - 45, 20.0),
-        ivrt_ms=float(np.clip(96 + 19 * (0.27 * late / 9.4 + 0.963 * e_ivr), 45, 155)),
+        ivrt_ms=float(np.clip(96 + 19 * (0.27 * late / 9.4 + 0.963 * e_ivr), 45, 155))
+        * min(1, 100 / hr_scan),
+        atrial_delay_ms=float(np.clip(delay, 25, 85)),
         atrial_share=0.0 if has["af"] else atrial,
         qt60_ms=(403 if male else 413) + 14 * z_qt + 10 * has["lvh"] + 35 * has["lbbb"],
         qt_slope=(0.168 if male else 0.194) + 0.02 * e_slope,
@@ -124,6 +140,7 @@ class Latents:
     rvd: bool  # dilated right ventricle
     af: bool  # atrial fibrillation
     pvc: bool  # ventricular ectopic beats in the strip
+    tachycardia: bool  # sinus tachycardia
     territory: str  # of the infarct, "" = none
     lvedv_ml: float  # LV end-diastolic volume, mL
     lvesv_ml: float  # LV end-systolic volume, mL
@@ -143,9 +160,10 @@ class Latents:
     es_ms: float  # end of systole after R at the scan, ms
     ejection_ms: float  # start of ejection after R at the scan, ms
     ivrt_ms: float  # isovolumic relaxation, ms
+    atrial_delay_ms: float  # from P onset to the contraction of the atria, ms
     atrial_share: float  # share of the stroke volume filled by the atrium, 0 in AF
     qt60_ms: float  # QT at RR 1,000 ms, ms
-    qt_slope: float  # change of QT with RR, ms/ms
+    qt_slope: float  # change of QT with RR at 60 bpm, ms/ms
     qrs_ms: float  # QRS duration, ms
     voltage_gain: float  # of the whole ECG, ratio
     axis_deg: float  # frontal QRS axis, degrees
@@ -153,7 +171,7 @@ class Latents:
     qrst_deg: float  # angle of T against QRS in the frontal plane, degrees
     qrst_tilt_deg: float  # the same in the horizontal plane, degrees
     t_gain: float  # of the T wave, ratio
-    pr_ms: float  # PR interval, ms
+    pr_ms: float  # PR interval at the ECG, ms
     p_gain: float  # of the P wave, ratio
     orientation_deg: float  # turn of the heart in the image, degrees
     chest_wall_mm: float  # fat and muscle before the ribs, mm
@@ -186,7 +204,7 @@ def repolarisation_ms(
     rr_ms: float,  # RR interval, ms
 ) -> tuple[float, float]:  # QT interval; end of T after R; ms
     "QT interval and end of T at an RR interval."
-    qt = lat.qt60_ms + lat.qt_slope * (rr_ms - 1000)
+    qt = lat.qt60_ms * (rr_ms / 1000) ** (1000 * lat.qt_slope / lat.qt60_ms)
     return qt, qt - 0.45 * lat.qrs_ms
 
 
@@ -197,6 +215,29 @@ def t_peak_ms(
 ) -> float:  # peak of T after R, ms
     "Peak of T at an RR interval."
     return repolarisation_ms(lat, rr_ms)[1] - lat.tpte60_ms - 0.03 * (rr_ms - 1000)
+
+
+# %% ../../nbs/phantom/15_latents.ipynb #a1f0c3d3
+_PR_EXPONENT = 0.14 * 0.34 / 135  # 1/ms; 155.5 ms times it is the slope on RR
+
+
+def pr_at_ms(
+    lat: Latents,  # the participant
+    rr_ms: float,  # RR interval, ms
+) -> float:  # PR interval, ms
+    "PR interval at an RR interval."
+    return lat.pr_ms * np.exp(_PR_EXPONENT * (rr_ms - lat.rr_ecg_ms))
+
+
+# %% ../../nbs/phantom/15_latents.ipynb #a1f0c3d5
+def atrial_kick_ms(
+    lat: Latents,  # the participant
+    rr_ms: float,  # RR interval, ms
+) -> float:  # after the R peak before it, ms; not-a-number in AF
+    "When the atria begin to contract."
+    if lat.af:
+        return float("nan")
+    return rr_ms - pr_at_ms(lat, rr_ms) - 0.45 * lat.qrs_ms + lat.atrial_delay_ms
 
 
 # %% ../../nbs/phantom/15_latents.ipynb #cc170991

@@ -18,7 +18,7 @@ from ptacl.base.parameters import Parameters
 from ptacl.data.cavity import find_ed_es
 from ptacl.data.ecg import ECG
 from ptacl.data.heart import find_heart
-from ptacl.phantom.body import participant_rng
+from ptacl.phantom.body import PREVALENCE, participant_rng
 from ptacl.phantom.cine import simulate_cine
 from ptacl.phantom.ecg import simulate_ecg
 from ptacl.phantom.instruments import delineate_intervals, summary_features
@@ -82,7 +82,7 @@ def _interval_row(index: int, seed: int) -> dict:
         true_qt_ms=repolarisation_ms(lat, lat.rr_ecg_ms)[0],
         is_male=lat.is_male,
         mass_index=lat.lvm_g / lat.bsa_m2,
-        ill=any((lat.lbbb, lat.mi, lat.lvh, lat.dcm, lat.rvd, lat.af, lat.pvc)),
+        ill=any(getattr(lat, k) for k in PREVALENCE),
     )
     try:
         measured = delineate_intervals(ecg) | dict(sokolow_mv=_sokolow_mv(ecg))

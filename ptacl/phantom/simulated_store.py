@@ -98,7 +98,7 @@ def as_read_from_files(
 
 
 # %% ../../nbs/phantom/45_simulated_store.ipynb #1ce24e35
-PHANTOM = 1  # counts up where the same recipe gives other participants
+PHANTOM = 2  # counts up where the same recipe gives other participants
 
 
 def simulation_recipe(

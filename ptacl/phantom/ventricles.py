@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptacl.phantom.latents import Latents, lv_length_mm
+from ptacl.phantom.latents import Latents, atrial_kick_ms, lv_length_mm
 
 
 # %% ../../nbs/phantom/30_ventricles.ipynb #c38c010b
@@ -44,14 +44,14 @@ def volume_curve(
     start = lat.ejection_ms
     filling = rr - es - 0.8 * lat.ivrt_ms
     rapid = min(190.0, 0.5 * filling)
-    kick = min(130.0, 0.3 * filling)
     open_ms = rr - filling
-    kick_ms = rr - kick - 12
+    kick_ms = rr if lat.af else max(atrial_kick_ms(lat, rr), open_ms)
+    kick = min(130.0, rr - kick_ms - 12)
     out = _smooth(_ramp(time_ms, start, es - start) ** 0.85)
     relaxing = _ramp(time_ms, es, open_ms - es)
     rapid_filling = _smooth(_ramp(time_ms, open_ms, rapid))
-    diastasis = _ramp(time_ms, open_ms + rapid, kick_ms - open_ms - rapid)
-    by_atrium = _smooth(_ramp(time_ms, kick_ms, kick))
+    diastasis = _ramp(time_ms, open_ms + rapid, max(kick_ms - open_ms - rapid, 20.0))
+    by_atrium = _smooth(_ramp(time_ms, kick_ms, max(kick, 20.0)))
     filled = 0.035 * relaxing + 0.045 * diastasis
     filled += (1 - 0.08 - lat.atrial_share) * rapid_filling + lat.atrial_share * by_atrium
     return out - filled
