@@ -51,8 +51,10 @@ def ecg_latent_table(
         pr_ms=d.pr_ms.where(~d.af, 157.0),
         p_gain=d.p_gain.where(~d.af, 0.0),
     )
-    for name in ("lbbb", "strain", "af", "pvc"):
+    for name in ("lbbb", "strain", "af", "pvc", "lvh", "dcm", "rvd"):
         table[name] = d[name].astype(float)
+    by_chance = 0.55 * np.random.default_rng(0).normal(size=len(d))
+    table["log_rr_spread"] = (by_chance - 0.25 * d.z_age).where(~d.af, 0.0)  # as `draw_rhythm` has it
     for where in ("anterior", "inferior", "lateral"):
         table[f"mi_{where}"] = (d.territory == where).astype(float)
     return table
