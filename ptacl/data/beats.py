@@ -415,7 +415,8 @@ def find_p_onsets(
     onset, height = _tangent_end(wave_T, fs, start, stop)
     rest_KT = np.abs(np.einsum("l,klt->kt", lead_L, beat_KLT) - wave_T)[:, start:]
     noise = 1.4826 * np.median(rest_KT) / np.sqrt(len(beat_KLT))
-    is_p = height >= max(6 * noise, 0.01 * np.sqrt(len(x_LT)))
+    least = 15 if _is_irregular(np.diff(r_peaks)) else 6  # fibrillation is suspected
+    is_p = height >= max(least * noise, 0.01 * np.sqrt(len(x_LT)))
     if not is_p or not 0.09 * fs <= onset <= min(0.33 * fs, rr - rt):
         return none_K
     has_p_K = ~is_ectopic_K

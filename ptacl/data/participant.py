@@ -75,7 +75,7 @@ MEASURES = (
 )
 
 # %% ../../nbs/data/66_participant.ipynb #4351e8f8
-PREPARATION = 1  # version of what is done to recordings
+PREPARATION = 2  # version of what is done to recordings
 
 
 def settings_of(
