@@ -38,7 +38,7 @@ import numpy as np
 
 from ptacl.base.core import BadInput, entry_of
 from ptacl.data.beats import Beats
-from ptacl.data.cavity import find_atrial_kick, find_ed_es
+from ptacl.data.cavity import find_atrial_kick, find_end_systole
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
 
@@ -92,11 +92,11 @@ def _t_end_ms(ecg: ECG, beats: Beats) -> np.ndarray:
 
 
 def _smallest_cavity_ms(cine: Cine) -> float:
-    "The frame with the smallest cavity of a short axis; NaN where none can be followed."
+    "When the cavity of a short axis holds least blood; NaN where none can be followed."
     if cine.view != "sax":
         return float("nan")
     try:
-        return float(cine.trigger_time_ms[find_ed_es(cine)[1]])
+        return find_end_systole(cine)
     except BadInput:
         return float("nan")
 
