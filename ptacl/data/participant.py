@@ -72,6 +72,8 @@ MEASURES = (
     "rr_ms",
     "es_ms",
     "confidence",
+    "p_ms",
+    "kick_ms",
 )
 
 # %% ../../nbs/data/66_participant.ipynb #4351e8f8

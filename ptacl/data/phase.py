@@ -278,7 +278,7 @@ def time_to_phase(
     # landmark -> its time, ms, taken as it is; a number is that of the end of systole. What the map needs
     # besides is where the heart rate puts it
     landmarks: Mapping[str, float | np.ndarray] | float | np.ndarray,
-    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `atrial`
 ) -> np.ndarray:  # phase in [0, 1), float64
     "Phase of a time within its beat."
     entry = entry_of(PHASE_MAPS, phase_map, "phase_map")
@@ -341,9 +341,12 @@ def cine_landmarks(
     cine: Cine,  # one cine, cropped or not
     phase_map: str,  # a name of `PHASE_MAPS`
 ) -> dict[str, float]:  # landmark -> measured time, ms, NaN = not measured
-    "The landmarks of a cine: those that a map needs, and always the end of systole."
+    "The landmarks of a cine: those that a map needs, and always the two that a store keeps."
     names = entry_of(PHASE_MAPS, phase_map, "phase_map").landmarks
-    return {n: entry_of(LANDMARKS, n, "landmark").in_cine(cine) for n in dict.fromkeys((END_SYSTOLE, *names))}
+    return {
+        n: entry_of(LANDMARKS, n, "landmark").in_cine(cine)
+        for n in dict.fromkeys((END_SYSTOLE, ATRIAL_SYSTOLE, *names))
+    }
 
 
 # %% ../../nbs/data/40_phase.ipynb #7f4707b9
