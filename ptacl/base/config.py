@@ -44,7 +44,7 @@ class Preparation(Parameters):
     pixel_mm: float = 2.5  # in-plane pixel size a cine is resampled to, mm
     crop_px: int = 64  # side of the square crop around the heart, pixels
     n_slices: int = 1  # slices of the volumes at ED and ES, base to apex, or 1 for the mid slice alone
-    phase_map: str = "systole"  # how time becomes cardiac phase: systole or linear
+    phase_map: str = "atrial"  # how time becomes cardiac phase: atrial, systole or linear
 
     def __post_init__(self) -> None:  # raises BadInput
         check_choices(self)

@@ -72,10 +72,12 @@ MEASURES = (
     "rr_ms",
     "es_ms",
     "confidence",
+    "p_ms",
+    "kick_ms",
 )
 
 # %% ../../nbs/data/66_participant.ipynb #4351e8f8
-PREPARATION = 1  # version of what is done to recordings
+PREPARATION = 2  # version of what is done to recordings
 
 
 def settings_of(

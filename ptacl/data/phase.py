@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = [
+    "ELECTROMECHANICAL_MS",
     "END_SYSTOLE",
+    "ATRIAL_SYSTOLE",
     "LANDMARKS",
     "CANONICAL_ES",
+    "CANONICAL_ATRIAL",
     "PHASE_MAPS",
     "end_systole_ms",
+    "atrial_systole_ms",
     "Landmark",
     "plausible_ms",
     "plausible_es_ms",
@@ -34,7 +38,7 @@ import numpy as np
 
 from ptacl.base.core import BadInput, entry_of
 from ptacl.data.beats import Beats
-from ptacl.data.cavity import find_ed_es
+from ptacl.data.cavity import find_atrial_kick, find_end_systole
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
 
@@ -43,9 +47,24 @@ from ptacl.data.ecg import ECG
 def end_systole_ms(
     rr_ms: float | np.ndarray,  # RR interval, ms
 ) -> np.ndarray:  # time from the R peak to the end of systole, ms, same shape
-    "End of systole predicted from the heart rate (Weissler's regression, from the R peak on)."
+    "End of systole predicted from the heart rate (Weissler's regression, up to its largest share of RR)."
     rr_ms = np.asarray(rr_ms, dtype=np.float64)
-    return np.clip(506.0 - 2.1 * 60_000 / rr_ms, 0.2 * rr_ms, 0.6 * rr_ms)
+    bpm = 60_000 / rr_ms
+    of_line = np.minimum(bpm, 506.0 / (2 * 2.1))  # beyond, the share of RR would fall
+    return np.maximum((506.0 - 2.1 * of_line) * of_line / bpm, 0.2 * rr_ms)
+
+
+# %% ../../nbs/data/40_phase.ipynb #d4e10002
+ELECTROMECHANICAL_MS = 54.0  # from P onset to the contraction of the atria
+
+
+def atrial_systole_ms(
+    rr_ms: float | np.ndarray,  # RR interval, ms
+) -> np.ndarray:  # time from the R peak to the contraction of the atria before the next one, ms, same shape
+    "Start of atrial systole predicted from the heart rate (PR and its slope on RR)."
+    rr_ms = np.asarray(rr_ms, dtype=np.float64)
+    pr_ms = 157.0 + 0.055 * (rr_ms - 60_000 / 66)
+    return rr_ms - (pr_ms + 40.0 - ELECTROMECHANICAL_MS)
 
 
 # %% ../../nbs/data/40_phase.ipynb #d9af3b42
@@ -53,14 +72,18 @@ def end_systole_ms(
 class Landmark:
     "An event of the cardiac cycle that both recordings show."
 
-    in_ecg: Callable[[ECG, Beats], np.ndarray]  # time after each R peak, (K,), ms; NaN = not measured
-    in_cine: Callable[[Cine], float]  # time after the R peak, ms; NaN = not measured
+    # time after each R peak, (K,), ms; NaN = not measured, infinite = does not happen
+    in_ecg: Callable[[ECG, Beats], np.ndarray]
+    in_cine: Callable[
+        [Cine], float
+    ]  # time after the R peak, ms; NaN = not measured, infinite = does not happen
     expected_ms: Callable[[np.ndarray], np.ndarray]  # RR interval, ms -> time after the R peak, ms
     believed: tuple[float, float]  # shares of the RR interval between which a measurement is believed
 
 
 # %% ../../nbs/data/40_phase.ipynb #1d254dc5
 END_SYSTOLE = "end_systole"
+ATRIAL_SYSTOLE = "atrial_systole"
 
 
 def _t_end_ms(ecg: ECG, beats: Beats) -> np.ndarray:
@@ -69,17 +92,37 @@ def _t_end_ms(ecg: ECG, beats: Beats) -> np.ndarray:
 
 
 def _smallest_cavity_ms(cine: Cine) -> float:
-    "The frame with the smallest cavity of a short axis; NaN where none can be followed."
+    "When the cavity of a short axis holds least blood; NaN where none can be followed."
     if cine.view != "sax":
         return float("nan")
     try:
-        return float(cine.trigger_time_ms[find_ed_es(cine)[1]])
+        return find_end_systole(cine)
+    except BadInput:
+        return float("nan")
+
+
+def _p_onset_ms(ecg: ECG, beats: Beats) -> np.ndarray:
+    "The P onset before the next R, and the delay of the atria; infinite in an irregular rhythm without P."
+    onsets = np.full(len(beats.r_peaks), np.nan) if beats.p_onsets is None else beats.p_onsets
+    if beats.p_onsets is not None and not np.isfinite(onsets).any() and beats.is_irregular:
+        return np.full(len(onsets), np.inf)
+    next_onsets = np.append(onsets[1:], np.nan)[: len(onsets)]
+    return (next_onsets - beats.r_peaks) * 1000 / beats.fs + ELECTROMECHANICAL_MS
+
+
+def _atrial_kick_ms(cine: Cine) -> float:
+    "The beginning of the kick in a short axis; NaN where none can be told."
+    if cine.view != "sax":
+        return float("nan")
+    try:
+        return find_atrial_kick(cine)
     except BadInput:
         return float("nan")
 
 
 LANDMARKS: dict[str, Landmark] = {
-    END_SYSTOLE: Landmark(_t_end_ms, _smallest_cavity_ms, end_systole_ms, (0.15, 0.7))
+    END_SYSTOLE: Landmark(_t_end_ms, _smallest_cavity_ms, end_systole_ms, (0.15, 0.7)),
+    ATRIAL_SYSTOLE: Landmark(_p_onset_ms, _atrial_kick_ms, atrial_systole_ms, (0.5, 0.96)),
 }
 
 
@@ -136,6 +179,7 @@ class PhaseMap:
 
 # %% ../../nbs/data/40_phase.ipynb #fa9ce2af
 CANONICAL_ES = 0.4
+CANONICAL_ATRIAL = 0.85
 
 
 def _fraction(time_ms, rr_ms, landmarks):
@@ -169,25 +213,34 @@ def piecewise_map(
 PHASE_MAPS: dict[str, PhaseMap] = {
     "systole": piecewise_map({END_SYSTOLE: CANONICAL_ES}),
     "linear": PhaseMap(_fraction, (), {}),
+    "atrial": piecewise_map({END_SYSTOLE: CANONICAL_ES, ATRIAL_SYSTOLE: CANONICAL_ATRIAL}),
 }
 
 
 # %% ../../nbs/data/40_phase.ipynb #986bfb25
 def landmark_times(
-    measured_ms: Mapping[str, float | np.ndarray],  # landmark -> measured time, ms; absent or NaN = predicted
+    # landmark -> measured time, ms; absent or NaN = predicted, infinite = does not happen
+    measured_ms: Mapping[str, float | np.ndarray],
     rr_ms: float | np.ndarray,  # RR interval, ms
     phase_map: str,  # a name of `PHASE_MAPS`
 ) -> dict[str, np.ndarray]:  # time of every landmark that the map needs, in order of time, ms
     "The landmarks of a beat: measured where that is plausible, otherwise where the heart rate puts them."
-    names = entry_of(PHASE_MAPS, phase_map, "phase_map").landmarks
+    entry = entry_of(PHASE_MAPS, phase_map, "phase_map")
+    names = entry.landmarks
     times = {n: plausible_ms(n, measured_ms.get(n, np.nan), rr_ms) for n in names}
     if len(names) < 2:
         return times
     rr_ms = np.asarray(rr_ms, dtype=np.float64)
     expected = {n: np.broadcast_to(LANDMARKS[n].expected_ms(rr_ms), times[n].shape) for n in names}
-    carried = _carried(times, expected, rr_ms)
+    is_measured = {n: times[n] != expected[n] for n in names}
+    carried = _carried(times, is_measured, expected, rr_ms, rr_ms)
     by_choice = [_is_in_order(times), _is_in_order(carried)]  # else none of the measurements is believed
-    return {n: np.select(by_choice, [times[n], carried[n]], expected[n]) for n in names}
+    times = {n: np.select(by_choice, [times[n], carried[n]], expected[n]) for n in names}
+    happens = {n: ~np.isinf(np.asarray(measured_ms.get(n, np.nan), dtype=np.float64)) for n in names}
+    if set(names) - set(entry.canonical) or all(h.all() for h in happens.values()):
+        return times
+    phases = {n: np.full(times[n].shape, entry.canonical[n]) for n in names}
+    return _carried(times, happens, phases, rr_ms, np.ones_like(rr_ms))
 
 
 def _is_in_order(times: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -196,23 +249,25 @@ def _is_in_order(times: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _carried(
-    times: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], rr_ms: np.ndarray
+    times: Mapping[str, np.ndarray],
+    is_kept: Mapping[str, np.ndarray],
+    places: Mapping[str, np.ndarray],
+    rr_ms: np.ndarray,
+    last_place: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    "The times, those that were not measured moved along with their measured neighbours."
+    "The times, those that are not kept put between their kept neighbours as their places are."
     before = {}
-    knot = (np.zeros_like(rr_ms), np.zeros_like(rr_ms))  # where it is, and where it was expected
+    knot = (np.zeros_like(rr_ms), np.zeros_like(rr_ms))  # its time, and its place
     for n in times:
         before[n] = knot
-        is_measured = times[n] != expected[n]
-        knot = (np.where(is_measured, times[n], knot[0]), np.where(is_measured, expected[n], knot[1]))
+        knot = (np.where(is_kept[n], times[n], knot[0]), np.where(is_kept[n], places[n], knot[1]))
     out = {}
-    knot = (rr_ms, rr_ms)
+    knot = (rr_ms, last_place)
     for n in reversed(times):
-        is_measured = times[n] != expected[n]
-        share = (expected[n] - before[n][1]) / (knot[1] - before[n][1])
+        share = (places[n] - before[n][1]) / (knot[1] - before[n][1])
         between = before[n][0] + share * (knot[0] - before[n][0])
-        out[n] = np.where(is_measured, times[n], between)
-        knot = (np.where(is_measured, times[n], knot[0]), np.where(is_measured, expected[n], knot[1]))
+        out[n] = np.where(is_kept[n], times[n], between)
+        knot = (np.where(is_kept[n], times[n], knot[0]), np.where(is_kept[n], places[n], knot[1]))
     return {n: out[n] for n in times}
 
 
@@ -223,7 +278,7 @@ def time_to_phase(
     # landmark -> its time, ms, taken as it is; a number is that of the end of systole. What the map needs
     # besides is where the heart rate puts it
     landmarks: Mapping[str, float | np.ndarray] | float | np.ndarray,
-    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `atrial`
 ) -> np.ndarray:  # phase in [0, 1), float64
     "Phase of a time within its beat."
     entry = entry_of(PHASE_MAPS, phase_map, "phase_map")
@@ -286,9 +341,12 @@ def cine_landmarks(
     cine: Cine,  # one cine, cropped or not
     phase_map: str,  # a name of `PHASE_MAPS`
 ) -> dict[str, float]:  # landmark -> measured time, ms, NaN = not measured
-    "The landmarks of a cine: those that a map needs, and always the end of systole."
+    "The landmarks of a cine: those that a map needs, and always the two that a store keeps."
     names = entry_of(PHASE_MAPS, phase_map, "phase_map").landmarks
-    return {n: entry_of(LANDMARKS, n, "landmark").in_cine(cine) for n in dict.fromkeys((END_SYSTOLE, *names))}
+    return {
+        n: entry_of(LANDMARKS, n, "landmark").in_cine(cine)
+        for n in dict.fromkeys((END_SYSTOLE, ATRIAL_SYSTOLE, *names))
+    }
 
 
 # %% ../../nbs/data/40_phase.ipynb #7f4707b9

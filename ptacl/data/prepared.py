@@ -28,6 +28,7 @@ from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, scale_intensity
 from ptacl.data.phase import (
+    ATRIAL_SYSTOLE,
     END_SYSTOLE,
     cine_landmarks,
     cine_phase,
@@ -87,6 +88,7 @@ class PreparedECG:
     einthoven_mv: float  # how far the limb leads contradict each other, 95th percentile over time, mV
     noise_mv: float  # median difference of neighbouring samples, as a standard deviation, mV
     n_clipped: int  # samples beyond the grid
+    p_ms: float = float("nan")  # median time from the onset of P to R, ms; NaN = not measured
 
 
 # %% ../../nbs/data/60_prepared.ipynb #02da306c
@@ -96,7 +98,7 @@ def prepare_ecg(
     fs: float,  # sampling rate to bring it to, Hz
     mains_hz: float,  # mains frequency to remove, Hz
     record_s: float,  # seconds kept, from the start
-    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `atrial`
 ) -> PreparedECG:  # filtered samples and their phases
     "Bring an ECG to one rate, filter it, find its beats and their phases."
     raw = ecg
@@ -114,6 +116,8 @@ def prepare_ecg(
 
     rt = (beats.t_ends - beats.r_peaks) * 1000 / fs
     rt_ms = float(np.nanmedian(rt)) if np.isfinite(rt).any() else float("nan")
+    p = (beats.r_peaks - beats.p_onsets) * 1000 / fs
+    p_ms = float(np.nanmedian(p)) if np.isfinite(p).any() else float("nan")
     good_LT = ecg.signal_LT[ecg.lead_ok_L, :n]
     noise_mv = float(np.median(1.4826 * np.median(np.abs(np.diff(good_LT)), axis=1) / np.sqrt(2)))
     n_clipped = int((np.abs(ecg.signal_LT[:, :n]) > 32.767).sum())
@@ -130,6 +134,7 @@ def prepare_ecg(
         einthoven_mv=einthoven_error_mv(raw.signal_LT, raw.lead_ok_L, 95.0),
         noise_mv=noise_mv,
         n_clipped=n_clipped,
+        p_ms=p_ms,
     )
 
 
@@ -174,11 +179,12 @@ class PreparedCine:
 
     cine_FHW: np.ndarray  # intensities in [0, 1], float32, (F, H, W)
     frame_phase_F: np.ndarray  # cardiac phase of each frame, [0, 1), float32, (F,)
-    es_ms: float  # time of the smallest cavity, ms after the R peak; NaN = no cavity was found
+    es_ms: float  # when the cavity is smallest, ms after the R peak; NaN = no cavity was found
     rr_ms: float  # RR interval of the scan, ms
     confidence: float  # how sure the place of the heart is, 0 to 1
     # stack at end-diastole and end-systole, in [0, 1], float32, (2, Z, H, W); None = not asked for
     volume_QZHW: np.ndarray | None = None
+    kick_ms: float = float("nan")  # start of atrial contraction, ms after the R peak; NaN = not measured
 
 
 # %% ../../nbs/data/60_prepared.ipynb #2809059d
@@ -221,7 +227,7 @@ def prepare_cine(
     n_frames: int,  # frames to resample the cycle to
     pixel_mm: float,  # pixel size to resample to, mm
     crop_px: int,  # side of the square crop around the heart, pixels
-    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `systole`
+    phase_map: str,  # a name of `PHASE_MAPS`, such as `linear` or `atrial`
     view: str = "sax",  # the view that is wanted; sax is what training takes
     n_slices: int = 1,  # slices of the volumes at end-diastole and end-systole; 1 = no volumes
 ) -> PreparedCine:  # cropped frames and their phases
@@ -250,6 +256,7 @@ def prepare_cine(
         rr_ms=float(cine.rr_ms),
         confidence=float(heart.confidence),
         volume_QZHW=volume_QZHW,
+        kick_ms=landmarks[ATRIAL_SYSTOLE],
     )
 
 

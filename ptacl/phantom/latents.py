@@ -12,13 +12,14 @@ __all__ = [
     "t_peak_ms",
     "pr_at_ms",
     "atrial_kick_ms",
+    "at_rates",
     "lv_length_mm",
     "long_strain",
     "further_phenotypes",
 ]
 
 # %% ../../nbs/phantom/15_latents.ipynb #0787ac12
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -238,6 +239,26 @@ def atrial_kick_ms(
     if lat.af:
         return float("nan")
     return rr_ms - pr_at_ms(lat, rr_ms) - 0.45 * lat.qrs_ms + lat.atrial_delay_ms
+
+
+# %% ../../nbs/phantom/15_latents.ipynb #a1f0c3d8
+def at_rates(
+    lat: Latents,  # the participant
+    ecg_bpm: float,  # heart rate at the ECG, bpm
+    scan_bpm: float,  # heart rate at the scan, bpm
+) -> Latents:  # the same participant with timing at these rates
+    "A participant at other heart rates."
+    old = lat.heart_rate_scan_bpm
+    shorter = min(1, 100 / scan_bpm) / min(1, 100 / old)
+    return replace(
+        lat,
+        heart_rate_ecg_bpm=float(ecg_bpm),
+        heart_rate_scan_bpm=float(scan_bpm),
+        es_ms=lat.es_ms + _systole_ms(scan_bpm, lat.is_male) - _systole_ms(old, lat.is_male),
+        ejection_ms=max(lat.ejection_ms - 0.4 * (scan_bpm - old), 20.0),
+        ivrt_ms=lat.ivrt_ms * shorter,
+        pr_ms=float(pr_at_ms(lat, 60_000 / ecg_bpm)),
+    )
 
 
 # %% ../../nbs/phantom/15_latents.ipynb #cc170991
