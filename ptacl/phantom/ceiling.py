@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from ptacl.base.core import BadInput
-from ptacl.phantom.latents import draw_latents, further_phenotypes, lv_length_mm, repolarisation_ms
+from ptacl.phantom.latents import draw_latents, further_phenotypes, lv_length_mm, pr_at_ms, repolarisation_ms
 
 # %% ../../nbs/phantom/50_ceiling.ipynb #66408286
 _SHOWN = [
@@ -154,6 +154,10 @@ def cine_latent_table(
 ) -> pd.DataFrame:  # the same rows; one column for each thing that the cine shows
     "The latents that can be read off a cine."
     table = latents[_SHOWN_BY_CINE].copy()
+    with_rr = latents.assign(rr_ecg_ms=60_000 / latents.heart_rate_ecg_bpm)
+    pr_ms = pr_at_ms(with_rr, 60_000 / latents.heart_rate_scan_bpm)
+    kick_ms = pr_ms + 0.45 * latents.qrs_ms - latents.atrial_delay_ms  # before the next R peak
+    table["kick_ms"] = kick_ms.where(~latents.af, kick_ms.mean())
     table["log_length"] = np.log(lv_length_mm(latents))
     for name in ("lvedv_ml", "lvm_g", "rvedv_ml", "bsa_m2"):
         table[f"log_{name}"] = np.log(latents[name])
