@@ -249,7 +249,7 @@ def _rules_of_training(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
         (cfg.phase_bins >= 2, "phase_bins", "A contrast needs at least 2 bins"),
         (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),
         (whole_patches, "window_s", "The window must be a whole number of 50-sample patches"),
-        (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: the logit scale is clamped at 100"),
+        (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: 1/temperature is kept at 100 or less"),
     ]
 
 

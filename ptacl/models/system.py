@@ -80,11 +80,17 @@ class System(nn.Module):
             ("cine_sd", torch.tensor(1.0)),
         ):
             self.register_buffer(name, value)
+        self.register_load_state_dict_post_hook(_limit_loaded)
 
     @property
-    def temperature(self) -> Tensor:  # scalar, at least 0.01, differentiable
+    def temperature(self) -> Tensor:  # scalar, differentiable
         "The temperature that divides cosine similarities."
-        return torch.exp(-self.log_logit_scale.clamp(max=math.log(100)))
+        return torch.exp(-self.log_logit_scale)
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:  # nothing; a step of training calls it after the optimiser's
+        "Bring the temperature back to 0.01 where it is below."
+        self.log_logit_scale.clamp_(max=math.log(100))
 
     def encode_ecg(
         self,
@@ -143,3 +149,8 @@ class System(nn.Module):
         train: Pairs,  # training participants
     ) -> None:  # nothing here; the supervised system takes the phenotypes' mean and deviation
         "Take what is needed from the phenotypes of the training participants."
+
+
+def _limit_loaded(system: System, keys: object) -> None:
+    "Weights of an earlier version may hold a temperature below 0.01, which was clamped where it was used."
+    system.limit_temperature()

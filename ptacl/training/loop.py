@@ -117,6 +117,9 @@ def train_step(
     if not look:
         _note_spoiled(state, loss.detach() if skips_by_itself else loss.detach() + grad_norm)
     state.optimizer.step()
+    inner = getattr(model, "module", model)  # without Fabric's wrapping
+    if hasattr(inner, "limit_temperature"):
+        inner.limit_temperature()
 
     state.step += 1
     state.samples_seen += len(batch.participants)
