@@ -222,9 +222,9 @@ def check_config(
 ) -> None:  # nothing; raises `BadInput` for the first rule that is broken
     "Refuse values that contradict themselves or each other."
     above_zero = "temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every"
-    check_rules(cfg, _above_zero(cfg, f"{above_zero} checkpoint_every devices nodes".split()))
+    check_rules(cfg, _above_zero(cfg, f"{above_zero} checkpoint_every devices nodes n_boot".split()))
     not_negative = "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay"
-    not_negative = f"{not_negative} average_pairs workers seed n_boot micro_batch patience".split()
+    not_negative = f"{not_negative} average_pairs workers seed micro_batch patience".split()
     check_rules(cfg, [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in not_negative])
     for name in ("local_weight", "ecg_phase_noise", "intensity"):
         check_rules(cfg, [(0 <= getattr(cfg, name) <= 1, name, "Give a share between 0 and 1")])

@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, entry_of, samples_dir, seed_everything, write_atomic
-from ptacl.base.parameters import Parameters, check_names, checked_type
+from ptacl.base.parameters import Parameters, check_names, check_rules, checked_type
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.participant import settings_of
 from ptacl.data.prepare import PrepareConfig, prepare_cohort, read_source
@@ -113,6 +113,8 @@ class CompareConfig(Parameters):
 
     def __post_init__(self) -> None:  # raises BadInput
         common_settings(self)
+        check_rules(self, [(self.n_boot >= 1, "n_boot", "Give 1 or more")])
+        check_rules(self, [(self.ceiling_n >= 0, "ceiling_n", "Give 0 or more")])
         for name in ("seeds", "other_seeds"):
             if not all(s.strip().isdigit() for s in getattr(self, name).split(",")):
                 raise BadInput(

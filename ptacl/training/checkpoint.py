@@ -32,14 +32,14 @@ def fit_input_scaling(
     model: torch.nn.Module,  # its buffers are set, those of the ECG and of the cine where it has them
     train: Pairs,  # training participants
 ) -> torch.nn.Module:  # the same model
-    "Set the model's input constants from the training pairs."
+    "Set the model's input constants from the training pairs; where there are no cines, theirs stay."
     some = train.take(np.unique(np.linspace(0, len(train) - 1, min(len(train), 2000)).astype(int)))
     if hasattr(model, "ecg_mean_L"):
         recordings = zip(some.signal_PLT, some.n_samples_P, some.lead_ok_PL, strict=True)
         scaling = fit_scaling((signal_LT[:, :n], ok_L) for signal_LT, n, ok_L in recordings)
         model.ecg_mean_L.copy_(torch.from_numpy(scaling.mean_L))
         model.ecg_sd_L.copy_(torch.from_numpy(scaling.sd_L))
-    if hasattr(model, "cine_mean"):
+    if hasattr(model, "cine_mean") and some.cine_PFHW.shape[1]:  # there are cines
         # five frames of each tell mean and deviation
         frames = [c[:: max(1, len(c) // 5)].astype(np.float64) for c in some.cine_PFHW]
         mean = np.mean([f.mean() for f in frames])
@@ -180,7 +180,9 @@ def _same_participants(state: TrainState, content: dict, path: Path) -> None:
             continue
         now = constants[name]
         before = content["model"][name]
-        if not torch.allclose(now, before, rtol=1e-3):
+        if not before.isfinite().all():  # of an earlier version, where there were no cines
+            content["model"][name] = now
+        elif not torch.allclose(now, before, rtol=1e-3):
             numbers = f"{name} = {before.flatten()[0]:.5g}, not {now.flatten()[0]:.5g}"
             problem = f"was made with other recordings of the training participants ({numbers})"
             raise BadInput(path, problem, remedy)

@@ -144,6 +144,7 @@ def _forward(
 ) -> tuple[Tensor, dict, Callable[[], None]]:
     "The loss of a step, its parts, and what carries its gradient to the weights."
     n = len(batch.participants)
+    _require_whole(batch, loss_of)
     if loss_of:
         loss, row = loss_of(model, batch.parts[0](), cfg)
     elif len(batch.parts) == 1:
@@ -160,6 +161,13 @@ def _forward(
 
         return loss, row, backward
     return loss, row, partial(fabric.backward, loss)
+
+
+def _require_whole(batch: StepBatch, loss_of: Callable | None) -> None:
+    "Refuse a loss of one's own that would see the first micro-batch alone."
+    if loss_of and len(batch.parts) > 1:
+        problem = f"`micro_batch` divides a batch of {len(batch.rows)} into {len(batch.parts)}"
+        raise BadInput("parameters", problem, "A loss of your own sees whole batches: give micro_batch 0")
 
 
 def _stop_if_spoiled(
@@ -264,6 +272,7 @@ def fit(
         cine_transform=cine_transform,
         start=state.step,
     )
+    _require_whole(batches.at(0), loss_of)
     n_steps = batches.n_steps
     journal = Journal(state, batches, bar=progress and is_first, on_log=on_log)
     if state.step == 0 and is_first:
