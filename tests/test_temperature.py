@@ -47,7 +47,15 @@ def run(cfg, pairs, **options):
 @pytest.mark.parametrize("average_pairs", [0, 20])
 def test_limit_is_kept_and_left_again(pairs, average_pairs):
     "A clamp where the temperature is used would have no gradient: it would stay where it is."
-    cfg = replace(TINY, temperature=0.0101, epochs=4, lr=0.05, warmup_share=0.0, eval_every=9, average_pairs=average_pairs)
+    cfg = replace(
+        TINY,
+        temperature=0.0101,
+        epochs=4,
+        lr=0.05,
+        warmup_share=0.0,
+        eval_every=9,
+        average_pairs=average_pairs,
+    )
     scales, state = run(cfg, pairs)
     assert len(scales) == 12 and max(scales) <= LIMIT + 1e-6
     assert np.allclose(scales[2:4], LIMIT, atol=1e-6)
@@ -59,7 +67,9 @@ def test_limit_is_kept_and_left_again(pairs, average_pairs):
 
 def test_resumed_from_beyond_the_limit(pairs, tmp_path):
     "A checkpoint of a version that clamped where it was used: the parameter begins at the limit, and moves."
-    cfg = replace(TINY, temperature=0.0101, epochs=4, lr=0.05, warmup_share=0.0, eval_every=9, average_pairs=20)
+    cfg = replace(
+        TINY, temperature=0.0101, epochs=4, lr=0.05, warmup_share=0.0, eval_every=9, average_pairs=20
+    )
     path = tmp_path / "last.ckpt"
     run(replace(cfg, checkpoint_every=100), pairs, checkpoint=path)
     content = torch.load(path, weights_only=True)

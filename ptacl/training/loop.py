@@ -192,14 +192,22 @@ def _step_seed(seed: int, step: int, process: int) -> int:
 
 
 # %% ../../nbs/training/50_loop.ipynb #0d691c75
-def _require_two(**parts: Pairs) -> None:
-    "Refuse parts without a negative."
+def _require_negatives(cfg: TrainConfig, **parts: Pairs) -> None:
+    "Refuse parts in whose batches there is nobody to tell apart from."
     for name, pairs in parts.items():
         if len(pairs) < 2:
             raise BadInput(
                 "participants.tsv",
                 f"{len(pairs)} usable participants in the {name} part",
                 "A contrast needs at least 2: check the split and the quality report",
+            )
+        size = min(cfg.batch_size, len(pairs))
+        if cfg.alike and cfg.alike > size - 2:
+            raise BadInput(
+                "parameters",
+                f"`alike` is {cfg.alike}: of {size} participants in a batch of the {name} part "
+                "no negative is left",
+                f"Give at most {size - 2}, or have more participants",
             )
 
 
@@ -255,7 +263,7 @@ def fit(
     score: Callable[[torch.nn.Module, Pairs, TrainConfig, int | None], dict[str, float]] = evaluate,
 ) -> TrainState:  # the trained model and the log
     "Train a model, from the start or from its checkpoint."
-    _require_two(train=train, val=val)
+    _require_negatives(cfg, train=train, val=val)
     fabric = fabric_from_config(cfg)
     is_first = fabric.global_rank == 0
     state = start_state(cfg, model, train, fabric)
@@ -276,7 +284,7 @@ def fit(
     n_steps = batches.n_steps
     journal = Journal(state, batches, bar=progress and is_first, on_log=on_log)
     if state.step == 0 and is_first:
-        journal.note(score(state.model, val, cfg, 2 if n_steps else None))
+        journal.note(score(state.model, val, cfg, None))
         check_best(cfg, val, state.log[-1])
 
     is_over = any_process(_is_out_of_patience(state, cfg), fabric.device)

@@ -1,0 +1,165 @@
+"""What is wrong is refused before work starts, what nobody knows is no 0, and a batch is the same however it is
+divided.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput, samples_dir, seed_everything
+from ptacl.data.batches import load_data, load_pairs
+from ptacl.data.cohort import read_cohort
+from ptacl.models.systems import SETTINGS, build_system
+from ptacl.training.batches import TrainingBatches
+from ptacl.training.finetune import finetune, finetune_config
+from ptacl.training.loop import fit
+from ptacl.training.watch import evaluate
+
+TINY = TrainConfig(
+    accelerator="cpu",
+    precision="32-true",
+    window_s=1.0,
+    crop_px=16,
+    n_frames=4,
+    phase_bins=4,
+    epochs=1,
+    batch_size=4,
+    workers=1,
+)
+
+
+def parted(pairs):
+    "Fourteen to train on, six to watch."
+    pairs.table["split"] = ["train"] * 14 + ["val"] * 6
+    return pairs.split("train"), pairs.split("val")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return parted(load_data(samples_dir(), TINY, progress=False)[1].take(range(20)))
+
+
+def trained(cfg, parts, **options):
+    "Build and fit."
+    seed_everything(cfg.seed)
+    return fit(cfg, build_system(cfg), *parts, progress=False, **options)
+
+
+def weights(state):
+    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+
+def test_a_loss_of_ones_own_sees_the_whole_batch(parts):
+    "With micro-batches it saw the first two of four."
+    seen = []
+
+    def loss_of(model, batch, cfg):
+        seen.append(len(batch.signal_BLT))
+        loss = model(batch).ecg_BE.sum()
+        return loss, dict(loss=loss.detach())
+
+    with pytest.raises(BadInput, match="divides a batch of 4 into 2. A loss of your own sees whole batches"):
+        trained(replace(TINY, micro_batch=2), parts, loss_of=loss_of)
+    assert not seen
+    trained(replace(TINY, micro_batch=4), parts, loss_of=loss_of)
+    assert set(seen) == {4}
+
+
+def test_fine_tuning_without_cines_resumes(tmp_path):
+    "The constants of cines that are not there were NaN, which equals nothing, itself included."
+    cohort = read_cohort(samples_dir())
+    cohort = replace(cohort, table=cohort.table.head(20))
+    parts = parted(load_pairs(cohort, TINY, progress=False, wanted=("ecg",))[0])
+    cfg = finetune_config(TINY, "", ["lvedv_ml"], epochs=2)
+    path = tmp_path / "last.ckpt"
+    first = finetune(cfg, *parts, checkpoint=path, progress=False)
+    assert (first.model.cine_mean.item(), first.model.cine_sd.item()) == (0, 1)
+    again = finetune(cfg, *parts, checkpoint=path, progress=False)
+    content = torch.load(path, weights_only=True)
+    content["model"]["cine_mean"] = torch.tensor(math.nan)  # as it was written before
+    torch.save(content, path)
+    earlier = finetune(cfg, *parts, checkpoint=path, progress=False)
+    for tuned in (again, earlier):
+        assert all(x.isfinite().all() for x in tuned.model.state_dict().values())
+        assert len(tuned.log) == len(first.log)
+
+
+def without_beats(pairs, rows):
+    is_valid = np.array(pairs.is_valid_PT)
+    is_valid[rows] = False
+    return replace(pairs, is_valid_PT=is_valid)
+
+
+def test_no_beats_is_no_perfect_local_loss(parts):
+    "The local loss of a batch without beats was 0, the best that there is."
+    model = trained(TINY, parts).model
+    six = parts[1].take([0, 1, 2, 3, 2, 3, 4, 5])
+    whole = evaluate(model, six.take(range(4, 8)), TINY)
+    half = evaluate(model, without_beats(six, slice(0, 4)), TINY)
+    none = evaluate(model, without_beats(six, slice(None)), TINY)
+    assert half["val_loss_local"] == pytest.approx(whole["val_loss_local"], abs=1e-6)
+    assert half["val_loss"] == pytest.approx(whole["val_loss"], abs=1e-6)
+    assert math.isnan(none["val_loss"]) and math.isnan(none["val_loss_local"])
+    assert math.isfinite(none["val_loss_global"])
+    silent = (parts[0], without_beats(parts[1], slice(None)))
+    with pytest.raises(BadInput, match="`keep_best` is 'val_loss_local', which no evaluation has"):
+        trained(replace(TINY, keep_best="val_loss_local"), silent)
+    rows = trained(TINY, (without_beats(parts[0], slice(None)), parts[1])).log
+    steps = [r for r in rows if "loss" in r]
+    assert all(math.isnan(r["loss_local"]) and math.isfinite(r["loss"]) for r in steps) and steps
+
+
+def test_every_evaluation_has_the_same_gallery(parts):
+    "The first had two batches, the others all."
+    rows = [r for r in trained(replace(TINY, batch_size=2), parts).log if "val_pairs" in r]
+    assert [r["val_pairs"] for r in rows] == [6, 6]
+
+
+def test_own_transforms_do_not_know_how_a_batch_is_divided(parts):
+    "The weights differed by 0.002 after three steps; now by rounding, as they do without a transform."
+
+    def shake(x):
+        return x + 0.1 * torch.randn_like(x)
+
+    how = dict(ecg_transform=shake, cine_transform=shake)
+    whole = TrainingBatches(TINY, parts[0], **how).at(2).parts[0]()
+    for size in (1, 2, 3):
+        pieces = [
+            make() for make in TrainingBatches(replace(TINY, micro_batch=size), parts[0], **how).at(2).parts
+        ]
+        assert len(pieces) == -(-4 // size)
+        assert torch.equal(torch.cat([x.signal_BLT for x in pieces]), whole.signal_BLT)
+        assert torch.equal(torch.cat([x.cine_BFHW for x in pieces]), whole.cine_BFHW)
+    shares = [TrainingBatches(TINY, parts[0], process=k, processes=2, **how).at(2).parts[0]() for k in (0, 1)]
+    assert torch.equal(torch.cat([x.signal_BLT for x in shares]), whole.signal_BLT)
+    found = [weights(trained(replace(TINY, micro_batch=size), parts, **how)) for size in (0, 2)]
+    assert torch.allclose(*found, atol=3e-4)
+
+
+def test_how_often_to_evaluate_stays_where_it_chooses(parts, tmp_path):
+    path = tmp_path / "last.ckpt"
+    chosen = replace(TINY, keep_best="val_loss")
+    trained(chosen, parts, checkpoint=path)
+    with pytest.raises(BadInput, match="was made with eval_every = 1, not 2"):
+        trained(replace(chosen, eval_every=2), parts, checkpoint=path)
+    path.unlink()
+    trained(TINY, parts, checkpoint=path)
+    trained(replace(TINY, eval_every=2), parts, checkpoint=path)
+
+
+@pytest.mark.parametrize("batch_size, alike, name", [(32, 13, "train"), (12, 5, "val"), (32, 20, "train")])
+def test_a_batch_without_negatives_is_refused(parts, batch_size, alike, name):
+    "Fewer people than a batch: all others were alike, and the loss was 0."
+    cfg = replace(TINY, **SETTINGS["mmcl"], batch_size=batch_size, alike=alike)
+    size = dict(train=min(14, batch_size), val=6)[name]
+    message = (
+        f"of {size} participants in a batch of the {name} part no negative is left. Give at most {size - 2}"
+    )
+    with pytest.raises(BadInput, match=message):
+        trained(cfg, parts)
+    log = trained(replace(cfg, alike=2), parts).log
+    assert all(r["loss"] > 0 for r in log if "loss" in r)
