@@ -1,5 +1,5 @@
-"""What is wrong is refused before work starts, what nobody knows is no 0, and a batch is the same however it is
-divided.
+"""What is wrong is refused before work starts, what nobody knows is no 0, and a batch is the same however it
+is divided.
 """
 
 import math
@@ -13,11 +13,13 @@ from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, samples_dir, seed_everything
 from ptacl.data.batches import load_data, load_pairs
 from ptacl.data.cohort import read_cohort
+from ptacl.models.saved import from_pretrained, save_pretrained, start_encoders
 from ptacl.models.systems import SETTINGS, build_system
 from ptacl.training.batches import TrainingBatches
 from ptacl.training.finetune import finetune, finetune_config
 from ptacl.training.loop import fit
 from ptacl.training.watch import evaluate
+from ptacl.use import ECGEncoder
 
 TINY = TrainConfig(
     accelerator="cpu",
@@ -163,3 +165,41 @@ def test_a_batch_without_negatives_is_refused(parts, batch_size, alike, name):
         trained(cfg, parts)
     log = trained(replace(cfg, alike=2), parts).log
     assert all(r["loss"] > 0 for r in log if "loss" in r)
+
+
+@pytest.fixture(scope="module")
+def pretrained(parts, tmp_path_factory):
+    "A system whose voltages were three times as large."
+    loud = [replace(p, signal_PLT=3 * np.asarray(p.signal_PLT)) for p in parts]
+    model = trained(TINY, loud).model.module
+    return save_pretrained(model, TINY, tmp_path_factory.mktemp("run"))
+
+
+def test_scaling_of_a_trained_encoder_stays(parts, pretrained):
+    "Fitted again on the few labelled it was divided by three."
+    encoder = ECGEncoder.from_pretrained(pretrained)
+    few = (parts[0].take(range(4)), parts[1])
+    cfg = replace(TINY, ecg_init=str(pretrained))
+    seed_everything(0)
+    started = fit(cfg, start_encoders(build_system(cfg), cfg), *few, progress=False).model
+    tuned = finetune(finetune_config(TINY, pretrained, ["lvedv_ml"], epochs=1), *few, progress=False).model
+    whole = fit(TINY, from_pretrained(pretrained)[0], *few, progress=False).model
+    for model in (started, tuned, whole):
+        assert np.allclose(model.ecg_sd_L, encoder.preparation["sd_mv"], rtol=1e-6)
+        assert np.allclose(model.ecg_mean_L, encoder.preparation["mean_mv"], rtol=1e-6)
+    fresh = trained(TINY, few).model
+    assert (tuned.ecg_sd_L / fresh.ecg_sd_L).min() > 1.5
+    assert torch.equal(started.cine_sd, fresh.cine_sd)  # its cine encoder is its own
+    assert torch.equal(whole.cine_sd, from_pretrained(pretrained)[0].cine_sd)
+
+
+@pytest.mark.parametrize("changed", [dict(fs=250.0, window_s=2.0), dict(window_s=0.5), dict(mains_hz=60.0)])
+def test_encoder_of_another_preparation_is_refused(parts, pretrained, changed):
+    "By a run and by fine-tuning, before a step; recordings of another preparation too."
+    cfg = replace(TINY, ecg_init=str(pretrained), **changed)
+    with pytest.raises(BadInput):
+        start_encoders(build_system(cfg), cfg)
+    with pytest.raises(BadInput):
+        finetune(finetune_config(replace(TINY, **changed), pretrained, ["lvedv_ml"]), *parts, progress=False)
+    with pytest.raises(BadInput, match="the train part: was prepared with"):
+        trained(replace(TINY, **changed), parts)

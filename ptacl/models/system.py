@@ -81,6 +81,8 @@ class System(nn.Module):
         ):
             self.register_buffer(name, value)
         self.register_load_state_dict_post_hook(_limit_loaded)
+        # buffers that came with a trained encoder, or system: training leaves them as they are
+        self.given_scaling: frozenset[str] = frozenset()
 
     @property
     def temperature(self) -> Tensor:  # scalar, differentiable

@@ -43,12 +43,13 @@ def fit_input_scaling(
 ) -> torch.nn.Module:  # the same model
     "Set the model's input constants from the training pairs; where there are no cines, theirs stay."
     some = train.take(np.unique(np.linspace(0, len(train) - 1, min(len(train), 2000)).astype(int)))
-    if hasattr(model, "ecg_mean_L"):
+    given = getattr(model, "given_scaling", frozenset())
+    if hasattr(model, "ecg_mean_L") and "ecg_mean_L" not in given:
         recordings = zip(some.signal_PLT, some.n_samples_P, some.lead_ok_PL, strict=True)
         scaling = fit_scaling((signal_LT[:, :n], ok_L) for signal_LT, n, ok_L in recordings)
         model.ecg_mean_L.copy_(torch.from_numpy(scaling.mean_L))
         model.ecg_sd_L.copy_(torch.from_numpy(scaling.sd_L))
-    if hasattr(model, "cine_mean") and some.cine_PFHW.shape[1]:  # there are cines
+    if hasattr(model, "cine_mean") and "cine_mean" not in given and some.cine_PFHW.shape[1]:
         # five frames of each tell mean and deviation
         frames = [c[:: max(1, len(c) // 5)].astype(np.float64) for c in some.cine_PFHW]
         mean = np.mean([f.mean() for f in frames])

@@ -8,6 +8,7 @@ __all__ = ["explain_failure", "train_step", "fit"]
 # %% ../../nbs/training/50_loop.ipynb #f4572665
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ptacl.base.config import TrainConfig
+from ptacl.base.config import Preparation, TrainConfig, same_preparation
 from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch, Pairs
+from ptacl.data.store import Column
 from ptacl.models.systems import objective
 from ptacl.training.batches import StepBatch, TrainingBatches
 from ptacl.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, start_state
@@ -192,6 +194,15 @@ def _step_seed(seed: int, step: int, process: int) -> int:
 
 
 # %% ../../nbs/training/50_loop.ipynb #0d691c75
+def _require_prepared(cfg: TrainConfig, **parts: Pairs) -> None:
+    "Refuse recordings that were prepared otherwise than the run says."
+    names = [f.name for f in fields(Preparation) if f.name != "n_slices"]  # volumes may lie there unread
+    for name, pairs in parts.items():
+        if isinstance(pairs.signal_PLT, Column):
+            of_store = pairs.signal_PLT.store.settings
+            same_preparation(of_store, cfg, f"the {name} part", "this run", names, another="load the cohort")
+
+
 def _require_negatives(cfg: TrainConfig, **parts: Pairs) -> None:
     "Refuse parts in whose batches there is nobody to tell apart from."
     for name, pairs in parts.items():
@@ -263,6 +274,7 @@ def fit(
     score: Callable[[torch.nn.Module, Pairs, TrainConfig, int | None], dict[str, float]] = evaluate,
 ) -> TrainState:  # the trained model and the log
     "Train a model, from the start or from its checkpoint."
+    _require_prepared(cfg, train=train, val=val)
     _require_negatives(cfg, train=train, val=val)
     fabric = fabric_from_config(cfg)
     is_first = fabric.global_rank == 0
