@@ -2,6 +2,7 @@
 is divided.
 """
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from ptacl.base.config import TrainConfig
+from ptacl.base.config import MOST_PHASE_NOISE, TrainConfig, load_config
 from ptacl.base.core import BadInput, samples_dir, seed_everything
+from ptacl.data.augment import phase_noise
 from ptacl.data.batches import load_data, load_pairs
+from ptacl.data.beats import find_beats
 from ptacl.data.cohort import read_cohort
+from ptacl.data.ecg import STANDARD_LEADS, ecg_from_array
 from ptacl.models.saved import from_pretrained, save_pretrained, start_encoders
 from ptacl.models.systems import SETTINGS, build_system
 from ptacl.training.batches import TrainingBatches
 from ptacl.training.finetune import finetune, finetune_config
 from ptacl.training.loop import fit
+from ptacl.training.pretraining import PretrainConfig
 from ptacl.training.watch import evaluate
 from ptacl.use import ECGEncoder
 
@@ -203,3 +208,74 @@ def test_encoder_of_another_preparation_is_refused(parts, pretrained, changed):
         finetune(finetune_config(replace(TINY, **changed), pretrained, ["lvedv_ml"]), *parts, progress=False)
     with pytest.raises(BadInput, match="the train part: was prepared with"):
         trained(replace(TINY, **changed), parts)
+
+
+REFUSED = [
+    (
+        "ptacl",
+        dict(local_weight=0.0, shuffle_phases=True),
+        "`shuffle_phases` is True. It is a control of the",
+    ),
+    ("mmcl", dict(shuffle_phases=True), "`shuffle_phases` is True. It is a control of the local loss"),
+    ("dual_phase", dict(shuffle_phases=True), "`shuffle_phases` is True. It is a control of the local loss"),
+    ("supervised", dict(shuffle_phases=True), "`shuffle_phases` is True. It is a control of the local loss"),
+    ("random", dict(shuffle_phases=True), "`shuffle_phases` is True. It is a control of the local loss"),
+    ("global_only", dict(target_concentration=9.0), "`target_concentration` is 9.0. It is of the local loss"),
+    ("mmcl", dict(target_concentration=9.0), "`target_concentration` is 9.0. It is of the local loss"),
+    ("ptacl", dict(n_slices=8), "`n_slices` is 8. Only dual_phase reads volumes: give 1"),
+    ("supervised", dict(n_slices=8), "`n_slices` is 8. Only dual_phase reads volumes: give 1"),
+    ("mmcl", dict(alike_are="attracted"), "`alike_are` is 'attracted'. Nobody counts as alike"),
+    ("ptacl", dict(ecg_phase_noise=0.25), "`ecg_phase_noise` is 0.25. Give at most 0.2 with a local loss"),
+    ("ptacl", dict(n_boot=0), "`n_boot` is 0. Give a number above 0"),
+]
+
+
+@pytest.mark.parametrize("system, changed, message", REFUSED)
+def test_settings_that_do_nothing_or_something_else_are_refused(system, changed, message):
+    with pytest.raises(BadInput, match=message):
+        TrainConfig(**{**SETTINGS[system], **changed})
+
+
+@pytest.mark.parametrize(
+    "system, changed",
+    [
+        ("ptacl", dict(shuffle_phases=True, target_concentration=9.0, ecg_phase_noise=0.2)),
+        ("global_only", dict(ecg_phase_noise=1.0)),
+        ("mmcl", dict(ecg_phase_noise=1.0, alike=4, alike_are="attracted")),
+        ("dual_phase", dict(n_slices=8)),
+    ],
+)
+def test_the_same_settings_where_they_belong(system, changed):
+    TrainConfig(**{**SETTINGS[system], **changed})
+
+
+def test_volumes_are_refused_by_pretraining():
+    with pytest.raises(BadInput, match="Only dual_phase reads volumes"):
+        PretrainConfig(n_slices=8)
+
+
+def test_r_peaks_outlast_the_noise_that_is_allowed():
+    "Of 12 people: at the limit their R peaks are found, and hardly any others; at twice the limit they are not."
+    pairs = load_data(samples_dir(), TrainConfig(), progress=False)[1]
+    counts = {strength: np.zeros(3) for strength in (MOST_PHASE_NOISE, 2.5 * MOST_PHASE_NOISE)}
+    for p in range(12):
+        signal = torch.from_numpy(np.array(pairs.signal_PLT[p][None, :, :2500]))
+        true = find_beats(ecg_from_array(signal[0].numpy(), 500.0, STANDARD_LEADS, "mV")).r_peaks
+        for strength, count in counts.items():
+            changed = phase_noise(signal, strength, torch.Generator().manual_seed(p))[0].numpy()
+            found = find_beats(ecg_from_array(changed, 500.0, STANDARD_LEADS, "mV")).r_peaks
+            away = np.abs(true[:, None] - found[None]) <= 25  # 50 ms
+            count += (len(true), away.any(1).sum(), (~away.any(0)).sum())
+    few, many = (count[1:] / count[0] for count in counts.values())
+    assert few[0] > 0.97 and few[1] < 0.05
+    assert many[0] < 0.9 or many[1] > 0.3
+
+
+def test_run_with_settings_that_did_nothing_is_still_opened(parts, tmp_path):
+    "Its config.json is of before they were refused."
+    cfg = replace(TINY, local_weight=0.0)
+    save_pretrained(build_system(cfg), cfg, tmp_path)
+    path = tmp_path / "config.json"
+    idle = dict(target_concentration=20.0, shuffle_phases=True, n_slices=4, alike_are="attracted")
+    path.write_text(json.dumps(json.loads(path.read_text()) | idle))
+    assert from_pretrained(tmp_path)[1] == cfg == load_config(path)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptacl.base.config import TrainConfig, same_preparation
+from ptacl.base.config import TrainConfig, as_it_ran, same_preparation
 from ptacl.base.core import BadInput
 from ptacl.base.parameters import Parameters
 from ptacl.data.batches import Batch
@@ -83,7 +83,7 @@ def from_pretrained(
 ) -> tuple[System, TrainConfig]:  # the system in evaluation mode, and its settings
     "Read a system from its folder."
     folder = model_folder(source)
-    cfg = TrainConfig.from_params(read_settings(folder / "config.json"))
+    cfg = TrainConfig.from_params(as_it_ran(read_settings(folder / "config.json")))
     model = build_system(cfg)
     for part in PARTS:
         own = getattr(model, part, None)

@@ -9,8 +9,8 @@ __all__ = [
     "TrainState",
     "start_state",
     "save_checkpoint",
-    "load_checkpoint",
     "harmless",
+    "load_checkpoint",
 ]
 
 # %% ../../nbs/training/40_checkpoint.ipynb #b2c374e1
@@ -141,6 +141,35 @@ def save_checkpoint(
         ) from e
 
 
+# %% ../../nbs/training/40_checkpoint.ipynb #7974b14d
+# fields that may change between the parts of a run
+HARMLESS = (
+    "data",
+    "out",
+    "extensions",
+    "workers",
+    "devices",
+    "nodes",
+    "compile",
+    "checkpoint_blocks",
+    "micro_batch",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "log_to",
+    "n_boot",
+    "phenotypes",
+)
+
+
+def harmless(
+    cfg: Parameters,  # uses keep_best, if it has one
+) -> tuple[str, ...]:  # of HARMLESS
+    "What may change between the parts of this run."
+    decides = ("eval_every",) if getattr(cfg, "keep_best", "") else ()
+    return tuple(name for name in HARMLESS if name not in decides)
+
+
 # %% ../../nbs/training/40_checkpoint.ipynb #93a0daed
 def load_checkpoint(
     state: TrainState,  # is overwritten
@@ -196,31 +225,3 @@ def _same_participants(state: TrainState, content: dict, path: Path) -> None:
             numbers = f"{name} = {before.flatten()[0]:.5g}, not {now.flatten()[0]:.5g}"
             problem = f"was made with other recordings of the training participants ({numbers})"
             raise BadInput(path, problem, remedy)
-
-
-# fields that may change between the parts of a run
-HARMLESS = (
-    "data",
-    "out",
-    "extensions",
-    "workers",
-    "devices",
-    "nodes",
-    "compile",
-    "checkpoint_blocks",
-    "micro_batch",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "log_to",
-    "n_boot",
-    "phenotypes",
-)
-
-
-def harmless(
-    cfg: Parameters,  # uses keep_best, if it has one
-) -> tuple[str, ...]:  # of HARMLESS
-    "What may change between the parts of this run."
-    decides = ("eval_every",) if getattr(cfg, "keep_best", "") else ()
-    return tuple(name for name in HARMLESS if name not in decides)
