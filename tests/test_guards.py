@@ -255,7 +255,7 @@ def test_volumes_are_refused_by_pretraining():
 
 
 def test_r_peaks_outlast_the_noise_that_is_allowed():
-    "Of 12 people: at the limit their R peaks are found, and hardly any others; at twice the limit they are not."
+    "Of 12 people: at the limit their R peaks are found, and hardly any others; far beyond they are not."
     pairs = load_data(samples_dir(), TrainConfig(), progress=False)[1]
     counts = {strength: np.zeros(3) for strength in (MOST_PHASE_NOISE, 2.5 * MOST_PHASE_NOISE)}
     for p in range(12):

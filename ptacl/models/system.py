@@ -36,6 +36,11 @@ def random_batch(
 
 
 # %% ../../nbs/models/28_system.ipynb #0a2b2966
+def _limit_loaded(system: nn.Module, keys: object) -> None:
+    "Bring back a temperature below 0.01, which was clamped where it was used before."
+    system.limit_temperature()
+
+
 class Embeddings(NamedTuple):
     "What the model makes of a batch."
 
@@ -80,9 +85,8 @@ class System(nn.Module):
             ("cine_sd", torch.tensor(1.0)),
         ):
             self.register_buffer(name, value)
-        self.register_load_state_dict_post_hook(_limit_loaded)
-        # buffers that came with a trained encoder, or system: training leaves them as they are
-        self.given_scaling: frozenset[str] = frozenset()
+        self.register_load_state_dict_post_hook(_limit_loaded)  # for weights of an earlier version
+        self.given_scaling = frozenset()  # buffers that came trained, which training leaves as they are
 
     @property
     def temperature(self) -> Tensor:  # scalar, differentiable
@@ -151,8 +155,3 @@ class System(nn.Module):
         train: Pairs,  # training participants
     ) -> None:  # nothing here; the supervised system takes the phenotypes' mean and deviation
         "Take what is needed from the phenotypes of the training participants."
-
-
-def _limit_loaded(system: System, keys: object) -> None:
-    "Weights of an earlier version may hold a temperature below 0.01, which was clamped where it was used."
-    system.limit_temperature()
