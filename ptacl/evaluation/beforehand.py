@@ -28,7 +28,7 @@ def require_people(
         raise BadInput(
             source,
             f"{n_train} usable training and {n_test} held-out participants",
-            f"Have at least 2 with split = train and {LEAST_HELD_OUT} with split = test, with both recordings",
+            f"Have at least 2 with split = train and {LEAST_HELD_OUT} with split = test",
         )
 
 
