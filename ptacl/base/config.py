@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "MOST_PHASE_NOISE",
     "Preparation",
     "preparation_of",
     "differing",
@@ -13,6 +14,7 @@ __all__ = [
     "TrainConfig",
     "check_config",
     "save_config",
+    "as_it_ran",
     "load_config",
     "config_table",
 ]
@@ -222,15 +224,15 @@ def check_config(
 ) -> None:  # nothing; raises `BadInput` for the first rule that is broken
     "Refuse values that contradict themselves or each other."
     above_zero = "temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every"
-    check_rules(cfg, _above_zero(cfg, f"{above_zero} checkpoint_every devices nodes".split()))
+    check_rules(cfg, _above_zero(cfg, f"{above_zero} checkpoint_every devices nodes n_boot".split()))
     not_negative = "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay"
-    not_negative = f"{not_negative} average_pairs workers seed n_boot micro_batch patience".split()
+    not_negative = f"{not_negative} average_pairs workers seed micro_batch patience".split()
     check_rules(cfg, [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in not_negative])
     for name in ("local_weight", "ecg_phase_noise", "intensity"):
         check_rules(cfg, [(0 <= getattr(cfg, name) <= 1, name, "Give a share between 0 and 1")])
     for name in ("warmup_share", "lead_dropout", "dropout"):
         check_rules(cfg, [(0 <= getattr(cfg, name) < 1, name, "Give a share from 0 to below 1")])
-    check_rules(cfg, [*_rules_of_training(cfg), *_rules_of_systems(cfg)])
+    check_rules(cfg, [*_rules_of_training(cfg), *_rules_of_systems(cfg), *_rules_of_local_loss(cfg)])
 
 
 def _rules_of_training(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
@@ -249,7 +251,7 @@ def _rules_of_training(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
         (cfg.phase_bins >= 2, "phase_bins", "A contrast needs at least 2 bins"),
         (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),
         (whole_patches, "window_s", "The window must be a whole number of 50-sample patches"),
-        (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: the logit scale is clamped at 100"),
+        (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: 1/temperature is kept at 100 or less"),
     ]
 
 
@@ -276,6 +278,43 @@ def _rules_of_systems(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
         ),
         (cine_init_fits, "cine_init", cine_init),
         (targets_fit, "targets", "Name the columns with system supervised, and with no other"),
+        (
+            cfg.alike > 0 or cfg.alike_are == TaskConfig.alike_are,
+            "alike_are",
+            "Nobody counts as alike: give alike above 0 (mmcl), or leave it",
+        ),
+        (
+            cfg.n_slices == 1 or "stacks" in entry.needs,
+            "n_slices",
+            "Only dual_phase reads volumes: give 1, which a store that holds them serves too",
+        ),
+    ]
+
+
+MOST_PHASE_NOISE = 0.2  # with a local loss
+
+
+def _rules_of_local_loss(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
+    "What must hold where there is a local loss, or none."
+    entry = entry_of(registered("system"), cfg.system, "system")
+    has_local = entry.trains and "local_weight" in entry.takes and cfg.local_weight > 0
+    return [
+        (
+            has_local or not cfg.shuffle_phases,
+            "shuffle_phases",
+            "It is a control of the local loss: give False, or system ptacl and a local_weight above 0",
+        ),
+        (
+            has_local or cfg.target_concentration == 0,
+            "target_concentration",
+            "It is of the local loss: give 0, or system ptacl and a local_weight above 0",
+        ),
+        (
+            not has_local or cfg.ecg_phase_noise <= MOST_PHASE_NOISE,
+            "ecg_phase_noise",
+            f"Give at most {MOST_PHASE_NOISE} with a local loss: beyond, the R peaks that its phases are "
+            "counted from drown",
+        ),
     ]
 
 
@@ -288,6 +327,23 @@ def save_config(
     return write_atomic(
         path, lambda tmp: tmp.write_text(json.dumps(asdict(cfg), indent=1) + "\n", encoding="utf-8")
     )
+
+
+# %% ../../nbs/base/10_config.ipynb #982ef749
+def as_it_ran(
+    given: Mapping[str, object],  # settings that a finished or broken off run wrote
+) -> dict[str, object]:  # the same; what did nothing then and is refused today is as it is by default
+    "Settings of a run that took place, so that a run of an earlier version can still be opened."
+    entry = registered("system").get(given.get("system", TaskConfig.system))
+    idle = []
+    if entry and not given.get("local_weight", TaskConfig.local_weight):
+        idle += ["target_concentration"]
+        idle += [] if "ed_es" in entry.needs else ["shuffle_phases"]  # there it chose other frames
+    if entry and not given.get("alike"):
+        idle += ["alike_are"]
+    if entry and "stacks" not in entry.needs:
+        idle += ["n_slices"]
+    return {k: v for k, v in given.items() if k not in idle or "system" not in given}
 
 
 # %% ../../nbs/base/10_config.ipynb #0483831b
@@ -304,7 +360,7 @@ def load_config(
         raise BadInput(
             path, f"holds a {type(given).__name__}, not an object", "Take the config.json of a run folder"
         )
-    return cls.from_params(given)
+    return cls.from_params(as_it_ran(given))
 
 
 # %% ../../nbs/base/10_config.ipynb #dafae21d

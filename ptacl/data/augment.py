@@ -335,14 +335,20 @@ def apply_transform(
     values: Tensor,  # ECGs (B, L, T) or cines (B, F, H, W)
     generator: torch.Generator | BatchGenerator,  # of any device
 ) -> Tensor:  # what the transform made of them, as a tensor of the same device
-    "Apply a foreign transform with random numbers of this step."
-    first = generator.blocks[0] if isinstance(generator, BatchGenerator) else generator
-    seed = int(torch.randint(2**31 - 1, (1,), generator=first, device=first.device))
-    if hasattr(transform, "set_random_state"):
-        transform.set_random_state(seed=seed)
+    "Apply a foreign transform to each participant, with random numbers of this step and row."
+
+    def draw(shape, g):
+        return torch.randint(2**31 - 1, shape, generator=g, device=g.device)
+
+    rows = []
+    seeds = draw_rows(draw, (len(values),), generator).tolist()
     with torch.random.fork_rng(devices=[values.device] if values.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        return torch.as_tensor(transform(values), device=values.device)
+        for row, seed in zip(values.split(1), seeds, strict=True):
+            torch.manual_seed(seed)
+            if hasattr(transform, "set_random_state"):
+                transform.set_random_state(seed=seed)
+            rows.append(torch.as_tensor(transform(row), device=values.device))
+    return torch.cat(rows)
 
 
 # %% ../../nbs/data/80_augment.ipynb #b7a0503e

@@ -37,6 +37,8 @@ def resampled_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:  # on the participants as they are, (S, ...), and resampled, (S, R, ...)
     "A statistic of several arrays on the same resamples of the participants."
     n = len(arrays[0])
+    if n_boot < 1:
+        raise BadInput("n_boot", f"is {n_boot}", "Give 1 or more resamples.")
     per = max(1, 4_000_000 // arrays[0].size)
     rng = np.random.default_rng(seed)
     drawn = []

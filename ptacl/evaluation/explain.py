@@ -92,7 +92,10 @@ def attention_rollout(
     rolled_BNN = torch.eye(seen[0].shape[-1], dtype=seen[0].dtype, device=seen[0].device)
     for weight_BNN in seen:
         rolled_BNN = (weight_BNN @ rolled_BNN + rolled_BNN) / 2
-    share_BN = rolled_BNN[:, 0, 1:] if encoder.pool == "cls" else rolled_BNN[:, 1:, 1:].mean(1)
+    share_BN = rolled_BNN[:, 0, 1:]
+    if encoder.pool == "mean":  # of the good leads' patches, as the encoder takes it
+        is_good_BN1 = lead_ok_BL.repeat_interleave(encoder.n_columns, dim=1)[..., None]
+        share_BN = (rolled_BNN[:, 1:, 1:] * is_good_BN1).sum(1) / is_good_BN1.sum(1).clamp(min=1)
     return share_BN.reshape(len(signal_BLT), encoder.n_leads, encoder.n_columns)
 
 

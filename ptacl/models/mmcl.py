@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ptacl.base.config import TrainConfig
+from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch
 from ptacl.data.phase import CANONICAL_ES
 from ptacl.losses.contrast import info_nce
@@ -130,9 +131,14 @@ def mmcl_loss(
     cfg: TrainConfig,  # uses alike, alike_are
 ) -> tuple[Tensor, dict[str, Tensor]]:  # the loss, and for the log `loss_global`, which is the same
     "InfoNCE, with or without those who are alike."
-    k = min(cfg.alike, len(out.ecg_BE) - 1)  # the held-out part may be smaller than a batch
-    if k:
-        loss = info_nce_alike(out.ecg_BE, out.cmr_BE, temperature, k, cfg.alike_are)
+    B = len(out.ecg_BE)
+    if cfg.alike and cfg.alike > B - 2:
+        problem = f"`alike` is {cfg.alike}: of {B} participants in a batch no negative is left"
+        raise BadInput(
+            "parameters", problem, f"Give at most {max(B - 2, 0)}, or larger batches of more people"
+        )
+    if cfg.alike:
+        loss = info_nce_alike(out.ecg_BE, out.cmr_BE, temperature, cfg.alike, cfg.alike_are)
     else:
         loss = info_nce(out.ecg_BE, out.cmr_BE, temperature)
     return loss, dict(loss_global=loss)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptacl.base.config import TrainConfig, same_preparation
+from ptacl.base.config import TrainConfig, as_it_ran, same_preparation
 from ptacl.base.core import BadInput
 from ptacl.base.parameters import Parameters
 from ptacl.data.batches import Batch
@@ -83,12 +83,13 @@ def from_pretrained(
 ) -> tuple[System, TrainConfig]:  # the system in evaluation mode, and its settings
     "Read a system from its folder."
     folder = model_folder(source)
-    cfg = TrainConfig.from_params(read_settings(folder / "config.json"))
+    cfg = TrainConfig.from_params(as_it_ran(read_settings(folder / "config.json")))
     model = build_system(cfg)
     for part in PARTS:
         own = getattr(model, part, None)
         if isinstance(own, Saved) and (folder / f"{part}.json").is_file():
             _put_encoder(model, _read_kind(own, folder), folder)
+    model.given_scaling = frozenset(buffer for _, buffers in PARTS.values() for buffer in buffers.values())
     return fit_weights(model, read_weights(folder), folder).eval(), cfg
 
 
@@ -144,14 +145,26 @@ def start_encoders(
         encoder = _read_kind(own, source)
         _put_encoder(model, encoder, source)
         _check_preparation(encoder, cfg, source)
+        _take_scaling(model, encoder)
     return model
+
+
+@torch.no_grad()
+def _take_scaling(model: System, encoder: Saved) -> None:
+    "Scale the input as the encoder learned to read it, where it says how."
+    buffers = PARTS[encoder.part][1]
+    if not buffers.keys() <= encoder.preparation.keys():
+        return
+    for key, buffer in buffers.items():
+        getattr(model, buffer).copy_(torch.tensor(encoder.preparation[key]))
+    model.given_scaling |= frozenset(buffers.values())
 
 
 def _check_preparation(encoder: Saved, cfg: TrainConfig, source: str | Path) -> None:
     "Refuse an encoder whose input was prepared otherwise than this run's."
     is_of_system = "system" in read_settings(encoder.source / "config.json")
     names = [*PARTS[encoder.part][0], *(["phase_map"] if is_of_system else [])]
-    which = [name for name in names if name in encoder.preparation]
+    which = names if encoder.preparation else []  # what it leaves out is as it is by default
     same_preparation(encoder.preparation, cfg, source, "this run", which, another="take another encoder")
 
 

@@ -36,6 +36,11 @@ def random_batch(
 
 
 # %% ../../nbs/models/28_system.ipynb #0a2b2966
+def _limit_loaded(system: nn.Module, keys: object) -> None:
+    "Bring back a temperature below 0.01, which was clamped where it was used before."
+    system.limit_temperature()
+
+
 class Embeddings(NamedTuple):
     "What the model makes of a batch."
 
@@ -80,11 +85,18 @@ class System(nn.Module):
             ("cine_sd", torch.tensor(1.0)),
         ):
             self.register_buffer(name, value)
+        self.register_load_state_dict_post_hook(_limit_loaded)  # for weights of an earlier version
+        self.given_scaling = frozenset()  # buffers that came trained, which training leaves as they are
 
     @property
-    def temperature(self) -> Tensor:  # scalar, at least 0.01, differentiable
+    def temperature(self) -> Tensor:  # scalar, differentiable
         "The temperature that divides cosine similarities."
-        return torch.exp(-self.log_logit_scale.clamp(max=math.log(100)))
+        return torch.exp(-self.log_logit_scale)
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:  # nothing; a step of training calls it after the optimiser's
+        "Bring the temperature back to 0.01 where it is below."
+        self.log_logit_scale.clamp_(max=math.log(100))
 
     def encode_ecg(
         self,

@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, entry_of, samples_dir, seed_everything, write_atomic
-from ptacl.base.parameters import Parameters, check_names, checked_type
+from ptacl.base.parameters import Parameters, check_names, check_rules, checked_type
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.participant import settings_of
 from ptacl.data.prepare import PrepareConfig, prepare_cohort, read_source
@@ -44,7 +44,7 @@ from ptacl.models.layers import count_parameters
 from ptacl.models.saved import save_pretrained, start_encoders
 from ptacl.models.systems import build_system
 from ptacl.studies.classical import demographic_features, ecg_feature_table, feature_filler
-from ptacl.studies.methods import Cell, comparison_cells, known_methods
+from ptacl.studies.methods import Cell, comparison_cells, known_methods, row_settings
 from ptacl.studies.strip_summary import lead_scaling, strip_summary_table
 from ptacl.training.checkpoint import fit_input_scaling
 from ptacl.training.log_sinks import Sinks
@@ -113,6 +113,8 @@ class CompareConfig(Parameters):
 
     def __post_init__(self) -> None:  # raises BadInput
         common_settings(self)
+        check_rules(self, [(self.n_boot >= 1, "n_boot", "Give 1 or more")])
+        check_rules(self, [(self.ceiling_n >= 0, "ceiling_n", "Give 0 or more")])
         for name in ("seeds", "other_seeds"):
             if not all(s.strip().isdigit() for s in getattr(self, name).split(",")):
                 raise BadInput(
@@ -130,7 +132,7 @@ def common_settings(
     everywhere = dict(extensions=cfg.extensions) if cfg.extensions else {}
     train = everywhere | parse_settings(cfg.recipe, TrainConfig)
     before = everywhere | parse_settings(cfg.pretrain_recipe, PretrainConfig)
-    TrainConfig.from_params(train)
+    TrainConfig.from_params(row_settings(train))
     PretrainConfig.from_params(before)
     return train, before
 
@@ -179,7 +181,8 @@ def stored_data(
             )
         return data
     out = comparison_folder(cfg) / f"store-{train.phase_map}"
-    how = PrepareConfig(**settings_of(train) | dict(workers=cfg.workers))
+    n_slices = common_settings(cfg)[0].get("n_slices", 1)  # of the rows that read volumes
+    how = PrepareConfig(**settings_of(train) | dict(workers=cfg.workers, n_slices=n_slices))
     prepare_cohort(read_source(data), out, how, progress=False)
     return out
 
@@ -256,7 +259,7 @@ def _pretrained(cell: Cell, cfg: CompareConfig, progress: bool) -> Path:
 
 def _features_of(cell: Cell, cfg: CompareConfig) -> _Made:
     "Features without training, gaps filled with what the training participants have."
-    train_cfg = TrainConfig.from_params(common_settings(cfg)[0])
+    train_cfg = TrainConfig.from_params(row_settings(common_settings(cfg)[0]))
     pairs = load_data(stored_data(cfg, train_cfg), train_cfg, progress=False)[1]
     train = pairs.split("train")
     test = pairs.split("test")

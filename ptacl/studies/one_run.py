@@ -17,9 +17,10 @@ from sklearn.preprocessing import StandardScaler
 
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, samples_dir, seed_everything
-from ptacl.base.parameters import Parameters, check_names
+from ptacl.base.parameters import Parameters, check_names, listed
 from ptacl.data.batches import Pairs, load_data
 from ptacl.data.cohort import phenotype_columns
+from ptacl.evaluation.beforehand import require_people, scored_phenotypes
 from ptacl.evaluation.conditions import predict_conditions
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import from_pretrained
@@ -74,8 +75,8 @@ class Evaluated(NamedTuple):
 # %% ../../nbs/studies/50_one_run.ipynb #833e67a4
 def open_trained(
     cfg: EvaluateConfig,  # run, data, phenotypes, conditions
-) -> Evaluated:  # at least two held-out participants
-    "Read a run and embed everybody."
+) -> Evaluated:  # at least three held-out participants
+    "Read a run and embed everybody; what cannot be answered is refused before."
     if cfg.run:
         model, train_cfg = from_pretrained(cfg.run)
     else:
@@ -85,23 +86,17 @@ def open_trained(
     cohort, pairs, _ = load_data(data, train_cfg, progress=False)
     train = pairs.split("train")
     test = pairs.split("test")
-    if min(len(train), len(test)) < 2:
-        raise BadInput(
-            data,
-            f"{len(train)} usable training and {len(test)} held-out participants",
-            "Give a cohort with at least 2 of each: see its column split",
-        )
+    require_people(len(train), len(test), data)
+    known = phenotype_columns(cohort)
+    flags = [c for c in known if set(cohort.table[c].dropna()) == {0, 1}]
+    check_names(listed(cfg.conditions), flags)
+    numbers = known if cfg.phenotypes else {n: unit for n, unit in known.items() if n not in flags}
+    units = scored_phenotypes(train.table, test.table, numbers, listed(cfg.phenotypes))
+    if cfg.recordings and len(find_ecgs(cfg.recordings)) < 2:
+        raise BadInput(cfg.recordings, "holds 1 ECG", "Give a folder with at least 2")
     if model is None:
         seed_everything(train_cfg.seed)
         model = fit_input_scaling(build_system(train_cfg), train).eval()
-    known = phenotype_columns(cohort)
-    flags = [c for c in known if set(cohort.table[c].dropna()) == {0, 1}]
-    asked, sick = (
-        [n.strip() for n in text.split(",") if n.strip()] for text in (cfg.phenotypes, cfg.conditions)
-    )
-    check_names(asked, list(known))
-    check_names(sick, flags)
-    measured = asked or [n for n in known if known[n] and n not in flags]
     return Evaluated(
         model=model,
         cfg=train_cfg,
@@ -109,8 +104,8 @@ def open_trained(
         test=test,
         z_train=embed_pairs(model, train, train_cfg),
         z_test=embed_pairs(model, test, train_cfg),
-        units={n: known[n] for n in measured},
-        conditions=sick or flags,
+        units=units,
+        conditions=listed(cfg.conditions) or flags,
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
 
 # %% ../../nbs/training/80_finetune.ipynb #ccff4327
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +66,11 @@ def finetune_config(
         cine_init="",
         local_weight=0.0,
         shuffle_phases=False,
+        target_concentration=0.0,
         position_only=False,
         alike=0,
+        alike_are="removed",
+        n_slices=1,
         out="",
         average_pairs=0,
         micro_batch=0,
@@ -160,9 +164,9 @@ def _watch_conditions(
 ) -> dict[str, float]:
     "Cross-entropy on the participants who are watched."
     z = embed_pairs(model, pairs, cfg, n_batches)
-    loss = float(
-        _known_cross_entropy(z.predicted_BY, z.target_BY, model.target_mean_Y.cpu(), model.target_sd_Y.cpu())
-    )
+    given = (z.predicted_BY, z.target_BY, model.target_mean_Y.cpu(), model.target_sd_Y.cpu())
+    is_known = bool(z.target_BY.isfinite().any())
+    loss = float(_known_cross_entropy(*given)) if is_known else math.nan  # a mean of nobody is no 0
     return dict(val_loss=loss, val_loss_conditions=loss)
 
 

@@ -8,6 +8,7 @@ __all__ = ["explain_failure", "train_step", "fit"]
 # %% ../../nbs/training/50_loop.ipynb #f4572665
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ptacl.base.config import TrainConfig
+from ptacl.base.config import Preparation, TrainConfig, same_preparation
 from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch, Pairs
+from ptacl.data.store import Column
 from ptacl.models.systems import objective
 from ptacl.training.batches import StepBatch, TrainingBatches
 from ptacl.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, start_state
@@ -117,6 +119,9 @@ def train_step(
     if not look:
         _note_spoiled(state, loss.detach() if skips_by_itself else loss.detach() + grad_norm)
     state.optimizer.step()
+    inner = getattr(model, "module", model)  # without Fabric's wrapping
+    if hasattr(inner, "limit_temperature"):
+        inner.limit_temperature()
 
     state.step += 1
     state.samples_seen += len(batch.participants)
@@ -141,6 +146,7 @@ def _forward(
 ) -> tuple[Tensor, dict, Callable[[], None]]:
     "The loss of a step, its parts, and what carries its gradient to the weights."
     n = len(batch.participants)
+    _require_whole(batch, loss_of)
     if loss_of:
         loss, row = loss_of(model, batch.parts[0](), cfg)
     elif len(batch.parts) == 1:
@@ -157,6 +163,13 @@ def _forward(
 
         return loss, row, backward
     return loss, row, partial(fabric.backward, loss)
+
+
+def _require_whole(batch: StepBatch, loss_of: Callable | None) -> None:
+    "Refuse a loss of one's own that would see the first micro-batch alone."
+    if loss_of and len(batch.parts) > 1:
+        problem = f"`micro_batch` divides a batch of {len(batch.rows)} into {len(batch.parts)}"
+        raise BadInput("parameters", problem, "A loss of your own sees whole batches: give micro_batch 0")
 
 
 def _stop_if_spoiled(
@@ -181,14 +194,31 @@ def _step_seed(seed: int, step: int, process: int) -> int:
 
 
 # %% ../../nbs/training/50_loop.ipynb #0d691c75
-def _require_two(**parts: Pairs) -> None:
-    "Refuse parts without a negative."
+def _require_prepared(cfg: TrainConfig, **parts: Pairs) -> None:
+    "Refuse recordings that were prepared otherwise than the run says."
+    names = [f.name for f in fields(Preparation) if f.name != "n_slices"]  # volumes may lie there unread
+    for name, pairs in parts.items():
+        if isinstance(pairs.signal_PLT, Column):
+            of_store = pairs.signal_PLT.store.settings
+            same_preparation(of_store, cfg, f"the {name} part", "this run", names, another="load the cohort")
+
+
+def _require_negatives(cfg: TrainConfig, **parts: Pairs) -> None:
+    "Refuse parts in whose batches there is nobody to tell apart from."
     for name, pairs in parts.items():
         if len(pairs) < 2:
             raise BadInput(
                 "participants.tsv",
                 f"{len(pairs)} usable participants in the {name} part",
                 "A contrast needs at least 2: check the split and the quality report",
+            )
+        size = min(cfg.batch_size, len(pairs))
+        if cfg.alike and cfg.alike > size - 2:
+            raise BadInput(
+                "parameters",
+                f"`alike` is {cfg.alike}: of {size} participants in a batch of the {name} part "
+                "no negative is left",
+                f"Give at most {size - 2}, or have more participants",
             )
 
 
@@ -244,7 +274,8 @@ def fit(
     score: Callable[[torch.nn.Module, Pairs, TrainConfig, int | None], dict[str, float]] = evaluate,
 ) -> TrainState:  # the trained model and the log
     "Train a model, from the start or from its checkpoint."
-    _require_two(train=train, val=val)
+    _require_prepared(cfg, train=train, val=val)
+    _require_negatives(cfg, train=train, val=val)
     fabric = fabric_from_config(cfg)
     is_first = fabric.global_rank == 0
     state = start_state(cfg, model, train, fabric)
@@ -261,10 +292,11 @@ def fit(
         cine_transform=cine_transform,
         start=state.step,
     )
+    _require_whole(batches.at(0), loss_of)
     n_steps = batches.n_steps
     journal = Journal(state, batches, bar=progress and is_first, on_log=on_log)
     if state.step == 0 and is_first:
-        journal.note(score(state.model, val, cfg, 2 if n_steps else None))
+        journal.note(score(state.model, val, cfg, None))
         check_best(cfg, val, state.log[-1])
 
     is_over = any_process(_is_out_of_patience(state, cfg), fabric.device)

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from ptacl.base.config import TrainConfig, load_config, save_config
 from ptacl.base.core import BadInput, write_atomic
-from ptacl.training.checkpoint import HARMLESS
+from ptacl.training.checkpoint import harmless
 from ptacl.training.device import fabric_from_config
 
 
@@ -162,7 +162,7 @@ def _folders(cfg: TrainConfig, data: Path, kind: str) -> Iterator[Path]:
     if cfg.out:
         yield Path(cfg.out)
         return
-    settings = {k: v for k, v in asdict(cfg).items() if k not in HARMLESS}
+    settings = {k: v for k, v in asdict(cfg).items() if k not in harmless(cfg)}
     settings |= dict(data=str(Path(data).resolve()), version=version("ptacl"))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     root = Path(os.environ.get("PTACL_RUNS", "_runs"))
@@ -177,7 +177,7 @@ def _require_same_settings(cfg: TrainConfig, folder: Path) -> None:
         return
     before = asdict(load_config(folder / "config.json", type(cfg)))
     for k, v in asdict(cfg).items():
-        if before[k] != v and k not in HARMLESS:
+        if before[k] != v and k not in harmless(cfg):
             raise BadInput(
                 folder,
                 f"holds a run with {k} = {before[k]!r}, not {v!r}",

@@ -60,8 +60,8 @@ def evaluate(
     n = len(z.ecg_BE)
     size = min(cfg.batch_size, n)
     whole_batches = [take_rows(z, slice(i, i + size)) for i in range(0, n - size + 1, size)]
-    parts = [objective(batch, temperature, cfg)[1] for batch in whole_batches]
-    losses = {k: float(np.mean([float(p[k]) for p in parts])) for k in parts[0] if not k.startswith("n_")}
+    parts = [_known_losses(objective(batch, temperature, cfg)[1], cfg) for batch in whole_batches]
+    losses = {k: _mean_of_known([p[k] for p in parts]) for k in parts[0]}
     ecg_to_cmr, cmr_to_ecg = _recall_at_1(z)
     return {f"val_{k}": v for k, v in losses.items()} | dict(
         val_batch_size=size,
@@ -70,6 +70,22 @@ def evaluate(
         val_recall_at_1_cmr_to_ecg=cmr_to_ecg,
         val_phase_error=_phase_error(z),
     )
+
+
+def _known_losses(parts: Mapping[str, Tensor | int], cfg: TrainConfig) -> dict[str, float]:
+    "Losses of a batch; a part that is a mean of nobody is NaN, and so is the whole where it has a share."
+    nobody = {k.removeprefix("n_") for k, v in parts.items() if k.startswith("n_") and not int(v)}
+    unknown = {f"loss_{part}" for part in nobody}
+    if nobody - ({"local"} if cfg.local_weight == 0 else set()):
+        unknown |= {"loss"}
+    losses = {k: float(v) for k, v in parts.items() if not k.startswith("n_")}
+    return {k: math.nan if k in unknown else v for k, v in losses.items()}
+
+
+def _mean_of_known(losses: list[float]) -> float:
+    "Mean over the batches that have a value; NaN where none has."
+    known = [x for x in losses if not math.isnan(x)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _recall_at_1(z: Embeddings) -> tuple[float, float]:
@@ -201,10 +217,12 @@ class Journal:
 
 
 def _numbers(row: Mapping[str, Tensor | float | int]) -> dict[str, float]:
-    "Plain numbers, in the same order; those on the device come over together."
+    "Plain numbers, in the same order; those on the device come over together. Means of nobody are NaN."
     tensors = {k: v.detach().double().reshape(()) for k, v in row.items() if torch.is_tensor(v)}
-    if not tensors:
-        return {k: float(v) for k, v in row.items()}
-    device = next(iter(tensors.values())).device
-    together = torch.stack([x.to(device) for x in tensors.values()]).tolist()
-    return {k: float(v) for k, v in {**row, **dict(zip(tensors, together, strict=True))}.items()}
+    together = []
+    if tensors:
+        device = next(iter(tensors.values())).device
+        together = torch.stack([x.to(device) for x in tensors.values()]).tolist()
+    numbers = {k: float(v) for k, v in {**row, **dict(zip(tensors, together, strict=True))}.items()}
+    nobody = {f"loss_{k.removeprefix('n_')}" for k, v in numbers.items() if k.startswith("n_") and v == 0}
+    return {k: math.nan if k in nobody else v for k, v in numbers.items()}
