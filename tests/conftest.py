@@ -48,7 +48,7 @@ def small_run(tmp_path_factory) -> Path:
     from ptacl.models.systems import build_system
 
     torch.manual_seed(0)
-    cfg = TrainConfig(window_s=1.0, n_frames=4, crop_px=16)
+    cfg = TrainConfig(window_s=1.0, n_frames=4, cine_keep=1.0, crop_px=16)
     system = build_system(cfg)
     system.ecg_sd_L.fill_(0.25)
     return save_pretrained(system, cfg, tmp_path_factory.mktemp("run"))

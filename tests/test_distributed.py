@@ -139,7 +139,16 @@ def test_torchrun_executes_the_notebook(repo, tmp_path):
         str(repo / "nbs" / "train.ipynb"),
         "out.ipynb",
     ]
-    params = dict(data="data_samples", batch_size=16, epochs=2, n_boot=20, n_frames=8, crop_px=32, out="run")
+    params = dict(
+        data="data_samples",
+        batch_size=16,
+        epochs=2,
+        n_boot=20,
+        n_frames=8,
+        cine_keep=1.0,
+        crop_px=32,
+        out="run",
+    )
     for name, value in dict(devices=2, **params).items():
         command += ["-p", name, str(value)]
     done = subprocess.run(

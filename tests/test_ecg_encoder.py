@@ -20,7 +20,14 @@ from ptacl.training.pretraining import PretrainConfig, masked_model_from_config
 
 KINDS = sorted(ECG_ENCODERS)
 CFG = TrainConfig(
-    accelerator="cpu", precision="32-true", window_s=2.5, crop_px=32, n_frames=8, phase_bins=8, workers=1
+    accelerator="cpu",
+    precision="32-true",
+    window_s=2.5,
+    crop_px=32,
+    n_frames=8,
+    cine_keep=1.0,
+    phase_bins=8,
+    workers=1,
 )
 
 

@@ -28,7 +28,9 @@ from ptacl.models.system import System
 from ptacl.models.systems import SETTINGS, build_system
 from ptacl.training.checkpoint import fit_input_scaling
 
-QUICK = dict(accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, workers=1, window_s=1.0)
+QUICK = dict(
+    accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, cine_keep=1.0, workers=1, window_s=1.0
+)
 WITH_CMR = [name for name in SETTINGS if name not in ("supervised", "random")]
 
 

@@ -32,6 +32,7 @@ TINY = TrainConfig(
     window_s=1.0,
     crop_px=16,
     n_frames=4,
+    cine_keep=1.0,
     phase_bins=4,
     epochs=1,
     batch_size=4,

@@ -27,6 +27,7 @@ SMALL = TrainConfig(
     precision="32-true",
     crop_px=32,
     n_frames=8,
+    cine_keep=1.0,
     epochs=4,
     batch_size=8,
     workers=1,

@@ -65,7 +65,7 @@ def test_what_is_left_out_runs_elsewhere(repo):
 
 SMALLEST = {
     "benchmark.ipynb": (
-        dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=6, crop_px=32)
+        dict(n=4, workers=1, store_n=64, large_n=1000, seconds=0.1, steps=1, n_frames=8, crop_px=32)
         | dict(accelerator="cpu", presets="tiny", published_turns=0, large_batch=0, batch_size=16),
         1,
         (

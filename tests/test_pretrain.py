@@ -176,6 +176,7 @@ def test_training_starts_from_it(ecg_run, repo, cohort, tmp_path):
         ecg_init=str(ecg_run[1]),
         system="random",
         n_frames=8,
+        cine_keep=1.0,
         crop_px=32,
         batch_size=4,
         n_boot=20,
@@ -223,7 +224,7 @@ def test_cine(repo, cohort, tmp_path):
     loss = pd.read_csv(tmp_path / "run" / "log.csv").loss.dropna()
     assert loss.tail(5).mean() < loss.head(5).mean()
     encoder = CineEncoder.from_pretrained(tmp_path / "run")
-    cfg = TrainConfig(n_frames=8, crop_px=48, cine_init=str(tmp_path / "run"))
+    cfg = TrainConfig(n_frames=8, cine_keep=1.0, crop_px=48, cine_init=str(tmp_path / "run"))
     system = start_encoders(build_system(cfg), cfg)
     assert all(
         torch.equal(a, b)

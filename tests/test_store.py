@@ -31,6 +31,7 @@ from ptacl.studies.speed import sparse_store
 CFG = PrepareConfig(n_frames=8, crop_px=32, workers=1, shard_size=10)
 TRAIN = TrainConfig(
     n_frames=8,
+    cine_keep=1.0,
     crop_px=32,
     workers=1,
     epochs=2,

@@ -183,7 +183,7 @@ class TrainConfig(TaskConfig):
     zoom: float = 0.0  # largest change of the logarithm of a cine's size, 0.1 is 0.905 to 1.105 times
     intensity: float = 0.0  # largest change of contrast (0.2 is 0.8 to 1.2 times), brightness by half of it
     # --- optimisation
-    epochs: int = 10  # passes over the training pairs
+    epochs: int = 15  # passes over the training pairs
     batch_size: int = 32  # pairs per step, which is also negatives + 1
     lr: float = 5e-4  # peak learning rate
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
@@ -192,7 +192,7 @@ class TrainConfig(TaskConfig):
     dropout: float = 0.0  # dropout in the transformer blocks
     average_pairs: int = 0  # horizon of a running mean of the weights, evaluated and kept, pairs, 0 is none
     ecg_keep: float = 1.0  # share of the ECG patches, drawn anew, that a training step looks at
-    cine_keep: float = 1.0  # share of the frames of a cine, drawn anew, that a training step looks at
+    cine_keep: float = 0.5  # share of the frames of a cine, drawn anew, that a training step looks at
     layer_decay: float = 1.0  # factor on the learning rate from a layer to the one below, 1 is the same rate
     micro_batch: int = 0  # pairs embedded at a time to save memory (the loss sees the batch), 0 is all
     keep_best: str = ""  # metric of val that chooses the weights, as val_loss_global, or empty for the last
@@ -343,7 +343,9 @@ def as_it_ran(
         idle += ["alike_are"]
     if entry and "stacks" not in entry.needs:
         idle += ["n_slices"]
-    return {k: v for k, v in given.items() if k not in idle or "system" not in given}
+    if "system" not in given:  # of something else than training
+        return dict(given)
+    return dict(cine_keep=1.0) | {k: v for k, v in given.items() if k not in idle}  # then new: all frames
 
 
 # %% ../../nbs/base/10_config.ipynb #0483831b

@@ -25,7 +25,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ptacl.base.config import TrainConfig
+from ptacl.base.config import TrainConfig, as_it_ran
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.base.parameters import Parameters
 from ptacl.data.batches import Pairs
@@ -185,7 +185,7 @@ def load_checkpoint(
             f"not a readable checkpoint ({type(e).__name__})",
             "Delete it to begin again, or give another run folder",
         ) from e
-    before = {f.name: f.default for f in fields(cfg)} | content["config"]
+    before = {f.name: f.default for f in fields(cfg)} | as_it_ran(content["config"])
     for name, value in asdict(cfg).items():
         if value != before[name] and name not in harmless(cfg):
             raise BadInput(

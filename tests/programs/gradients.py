@@ -33,6 +33,7 @@ for B, micro, local_weight in json.loads(sys.argv[1]):
     cfg = TrainConfig(
         window_s=1.0,
         n_frames=4,
+        cine_keep=1.0,
         crop_px=16,
         phase_bins=4,
         embed_dim=16,

@@ -26,6 +26,7 @@ cfg = TrainConfig(
             batch_size=7,
             window_s=1.0,
             n_frames=4,
+            cine_keep=1.0,
             crop_px=16,
             phase_bins=4,
             workers=1,

@@ -38,7 +38,7 @@ RUNS = dict(
     ptacl=("train", SMALL | dict(checkpoint_every=7)),
     mmcl=(
         "train",
-        SMALL | dict(system="mmcl", local_weight=0.0, temperature=0.1, fixed_temperature=True),
+        SMALL | dict(system="mmcl", local_weight=0.0, temperature=0.1, fixed_temperature=True, cine_keep=1.0),
     ),
     masked=("pretrain", COMMON),
 )
