@@ -72,12 +72,12 @@ def test_beats_are_found_from_40_to_180_bpm():
 
 
 def test_some_are_fast_in_sinus_rhythm():
-    "One in a hundred, regular, up to nearly 180 bpm; fibrillation is not regular."
+    "Six in a thousand, regular, up to nearly 180 bpm; fibrillation is not regular."
     people = [draw_latents(k, 13) for k in range(4000)]
     table = pd.DataFrame([vars(p) for p in people])
-    assert table.tachycardia.mean() == pytest.approx(0.01, abs=0.005)
+    assert table.tachycardia.mean() == pytest.approx(0.006, abs=0.003)
     rates = table.heart_rate_ecg_bpm
-    assert (rates[table.tachycardia] >= 100).all() and rates.max() > 150 and rates.min() == 40
+    assert (rates[table.tachycardia] >= 100).all() and rates.max() > 130 and rates.min() == 40
     assert not (table.tachycardia & table.af).any()
     many = [draw_latents(k, 13, NONE | {"tachycardia": 1.0}).heart_rate_ecg_bpm for k in range(2000)]
     assert 170 < max(many) <= 180
