@@ -62,12 +62,17 @@ def _magnitude(y_LT: np.ndarray) -> np.ndarray:
     return np.sqrt(square_LT.mean(0))
 
 
-def _local_median(x_K: np.ndarray, n: int = 15) -> np.ndarray:
-    "Median of the `n` values around each one; at the ends of the first or last `n`."
+def _local_quantile(x_K: np.ndarray, q: float, n: int = 15) -> np.ndarray:
+    "Quantile of the `n` values around each one; at the ends of the first or last `n`."
     if len(x_K) <= n:
-        return np.full(len(x_K), np.median(x_K))
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(x_K, n), axis=1)
-    return medians[np.clip(np.arange(len(x_K)) - n // 2, 0, len(medians) - 1)]
+        return np.full(len(x_K), np.quantile(x_K, q))
+    found = np.quantile(np.lib.stride_tricks.sliding_window_view(x_K, n), q, axis=1)
+    return found[np.clip(np.arange(len(x_K)) - n // 2, 0, len(found) - 1)]
+
+
+def _local_median(x_K: np.ndarray) -> np.ndarray:
+    "Median of the 15 values around each one; at the ends of the first or last 15."
+    return _local_quantile(x_K, 0.5)
 
 
 def _good_leads(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> np.ndarray:
@@ -99,6 +104,10 @@ def _beat_places(x_LT: np.ndarray, fs: float) -> np.ndarray:
         return none
     near = round(0.06 * fs)
     seed_K = np.array([strength_T[max(0, s - near) : s + near + 1].max() for s in seeds])
+    # a slow heart leaves room for many seeds in the noise, which must not set the level
+    is_qrs_K = seed_K > 0.2 * _local_quantile(seed_K, 0.8)
+    seeds = seeds[is_qrs_K]
+    seed_K = seed_K[is_qrs_K]
     if np.median(seed_K) <= 3.5 * np.percentile(strength_T, 25):
         return none
     level_T = np.interp(np.arange(len(strength_T)), seeds, _local_median(seed_K))

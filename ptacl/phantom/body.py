@@ -71,7 +71,7 @@ PREVALENCE = {
     "rvd": 0.01,
     "af": 0.015,
     "pvc": 0.03,
-    "tachycardia": 0.01,
+    "tachycardia": 0.006,
 }
 _TERRITORIES = ("anterior", "inferior", "lateral")
 

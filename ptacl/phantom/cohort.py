@@ -380,7 +380,7 @@ class CohortConfig(Parameters):
     rvd: float = 0.01  # dilated right ventricle
     af: float = 0.015  # atrial fibrillation
     pvc: float = 0.03  # ventricular ectopic beats
-    tachycardia: float = 0.01  # sinus tachycardia
+    tachycardia: float = 0.006  # sinus tachycardia
 
     def __post_init__(self) -> None:  # raises BadInput
         check_cine_recipe(self.frames, self.slices, self.size, self.noise)
