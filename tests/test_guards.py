@@ -4,9 +4,11 @@ is divided.
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,10 +17,14 @@ from ptacl.base.core import BadInput, samples_dir, seed_everything
 from ptacl.data.augment import phase_noise
 from ptacl.data.batches import load_data, load_pairs
 from ptacl.data.beats import find_beats
-from ptacl.data.cohort import read_cohort
+from ptacl.data.cohort import phenotype_columns, read_cohort
 from ptacl.data.ecg import STANDARD_LEADS, ecg_from_array
+from ptacl.data.phenotypes import cmr_phenotypes
 from ptacl.models.saved import from_pretrained, save_pretrained, start_encoders
 from ptacl.models.systems import SETTINGS, build_system
+from ptacl.studies.comparison import CompareConfig, cells_of, check_comparison
+from ptacl.studies.comparison_tables import r2_statistics
+from ptacl.studies.one_run import EvaluateConfig, open_trained
 from ptacl.training.batches import TrainingBatches
 from ptacl.training.finetune import finetune, finetune_config
 from ptacl.training.loop import fit
@@ -280,3 +286,73 @@ def test_run_with_settings_that_did_nothing_is_still_opened(parts, tmp_path):
     idle = dict(target_concentration=20.0, shuffle_phases=True, n_slices=4, alike_are="attracted")
     path.write_text(json.dumps(json.loads(path.read_text()) | idle))
     assert from_pretrained(tmp_path)[1] == cfg == load_config(path)
+
+
+def lists(folder, changed):
+    "The samples' table with cells changed, and the folder."
+    shutil.copytree(samples_dir(), folder)
+    table = pd.read_csv(folder / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+    table["split"] = ["train"] * 48 + ["test"] * 16
+    changed(table).to_csv(folder / "participants.tsv", sep="\t", index=False)
+    return folder
+
+
+def two_tested(table):
+    return table.assign(split=["train"] * 62 + ["test"] * 2)
+
+
+def unknown_when_tested(table):
+    return table.assign(lvedv_ml=table.lvedv_ml.where(table.split == "train", ""))
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (lambda t: t.assign(split="train"), "64 usable training and 0 held-out participants"),
+        (two_tested, "62 usable training and 2 held-out participants"),
+        (unknown_when_tested, "`lvedv_ml` is known of 48 training and 0 held-out participants"),
+    ],
+)
+def test_evaluation_and_comparison_refuse_before_they_work(
+    tmp_path, pretrained, changed, message, monkeypatch
+):
+    "Each crashed after the training of all cells, or after everybody was embedded."
+    data = str(lists(tmp_path / "data", changed))
+    cfg = CompareConfig(data=data, out=str(tmp_path / "out"), methods="ptacl")
+    with pytest.raises(BadInput, match=message):
+        check_comparison(cells_of(cfg), cfg)
+    assert not (tmp_path / "out").exists()
+
+    def embed(*args):
+        raise AssertionError("somebody was embedded")
+
+    monkeypatch.setattr("ptacl.studies.one_run.embed_pairs", embed)
+    with pytest.raises(BadInput, match=message):
+        open_trained(EvaluateConfig(run=str(pretrained), data=data, phenotypes="lvedv_ml"))
+
+
+@pytest.mark.parametrize("notebook", ["train", "compare"])
+def test_notebooks_ask_before_they_train(repo, notebook):
+    cells = json.loads((repo / "nbs" / f"{notebook}.ipynb").read_text())["cells"]
+    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    asks, trains = dict(
+        train=("require_people(len(train), len(test), data_dir)", "state = fit("),
+        compare=("check_comparison(cells, cfg)", "run_cell(cell, cfg)"),
+    )[notebook]
+    text = "\n".join(sources)
+    assert 0 < text.index(asks) < text.index(trains)
+
+
+def test_mean_r2_is_of_cmr_phenotypes():
+    "An ECG says much of height and weight, and they are no achievement of a model of hearts."
+    found = phenotype_columns(read_cohort(samples_dir()))
+    of_cmr = cmr_phenotypes(found)
+    assert {"height_cm", "weight_kg", "bsa_m2", "heart_rate_ecg_bpm", "heart_rate_scan_bpm"} <= set(found)
+    assert of_cmr[:4] == ["lvedv_ml", "lvesv_ml", "lvsv_ml", "lvef"] and "long_strain_global" in of_cmr
+    assert not {n for n in of_cmr if n.startswith(("height", "weight", "bsa", "heart_rate"))}
+    names = ["height_cm", "lvef"]
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(1, 40, 2))
+    sample = np.stack([truth, truth * [1, 0]], axis=3)  # height without error, the mean for LVEF
+    mean_of = [k for k, name in enumerate(names) if name in cmr_phenotypes(names)]
+    assert r2_statistics(sample, mean_of)[0, 0] < 0.01 < 0.4 < r2_statistics(sample)[0, 0]

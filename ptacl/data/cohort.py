@@ -33,6 +33,7 @@ from ptacl.data.table import (
     MODALITIES,
     REPORT_COLUMNS,
     SPLITS,
+    people_of,
     read_descriptions,
     read_participants,
     report_row,
@@ -141,7 +142,8 @@ def _columns(path: Path, text: pd.DataFrame, descriptions: dict) -> tuple[dict, 
     "The other columns with their types, and warnings about cells and columns."
     columns = {}
     report = []
-    for name in text.columns.drop(["participant_id", *MODALITIES, "split"], errors="ignore"):
+    known = ["participant_id", "person_id", *MODALITIES, "split"]
+    for name in text.columns.drop(known, errors="ignore"):
         columns[name], odd = to_numbers(text[name])
         error = BadInput(
             path.name,
@@ -192,6 +194,8 @@ def read_cohort(
             "Check that the folder is whole and that paths are relative to the table.",
         )
     table["split"] = table_splits(path, text, shares)
+    if "person_id" in text:
+        table["person_id"] = people_of(text)
     columns, rows = _columns(path, text, descriptions)
     return Cohort(
         root, pd.DataFrame(table | columns), descriptions, pd.DataFrame(report + rows, columns=REPORT_COLUMNS)

@@ -7,6 +7,7 @@ __all__ = [
     "STEPS",
     "to_steps",
     "from_steps",
+    "hum_left",
     "PreparedECG",
     "prepare_ecg",
     "ecg_windows",
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/60_prepared.ipynb #f673fa2d
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -71,6 +73,35 @@ def from_steps(
     return steps * np.float32(1 / STEPS[name][0]) if name in STEPS else steps
 
 
+# %% ../../nbs/data/60_prepared.ipynb #b8de6ddf
+def hum_left(
+    ecg: ECG,  # cleaned
+    least_mv: float = 0.005,  # amplitude that counts, mV
+) -> tuple[float, float]:  # its frequency, Hz, NaN = none; its amplitude over the leads, root mean square, mV
+    "The mains that an ECG still holds."
+    x_LT = ecg.signal_LT[ecg.lead_ok_L].astype(np.float64)
+    T = x_LT.shape[1]
+    if ecg.fs > T or not len(x_LT):
+        return math.nan, 0.0
+    t_T = np.arange(T) / ecg.fs
+    window_T = np.hanning(T) / np.hanning(T).sum()
+    x_LT = x_LT - x_LT.mean(1, keepdims=True)
+
+    def amplitude(hz: float) -> float:
+        "Root mean square over the leads, mV."
+        of_L = 2 * np.abs(x_LT @ (window_T * np.exp(-2j * np.pi * hz * t_T)))
+        return float(np.sqrt((of_L**2).mean()))
+
+    for hz in (50.0, 60.0):
+        if 2 * (hz + 4) > ecg.fs:
+            continue
+        found = amplitude(hz)
+        beside = np.mean([amplitude(hz + d) for d in (-4, -3, -2, 2, 3, 4)])
+        if found >= least_mv and found > 5 * beside:
+            return hz, found
+    return math.nan, 0.0
+
+
 # %% ../../nbs/data/60_prepared.ipynb #d2732d15
 @dataclass(frozen=True)
 class PreparedECG:
@@ -88,7 +119,9 @@ class PreparedECG:
     einthoven_mv: float  # how far the limb leads contradict each other, 95th percentile over time, mV
     noise_mv: float  # median difference of neighbouring samples, as a standard deviation, mV
     n_clipped: int  # samples beyond the grid
-    p_ms: float = float("nan")  # median time from the onset of P to R, ms; NaN = not measured
+    p_ms: float = math.nan  # median time from the onset of P to R, ms; NaN = not measured
+    hum_hz: float = math.nan  # mains frequency that is left in the signal, Hz; NaN = none
+    hum_mv: float = 0.0  # its amplitude, mV
 
 
 # %% ../../nbs/data/60_prepared.ipynb #02da306c
@@ -121,6 +154,7 @@ def prepare_ecg(
     good_LT = ecg.signal_LT[ecg.lead_ok_L, :n]
     noise_mv = float(np.median(1.4826 * np.median(np.abs(np.diff(good_LT)), axis=1) / np.sqrt(2)))
     n_clipped = int((np.abs(ecg.signal_LT[:, :n]) > 32.767).sum())
+    hum_hz, hum_mv = hum_left(ecg)
     return PreparedECG(
         signal_LT=on_grid(ecg.signal_LT, "signal_LT"),
         lead_ok_L=ecg.lead_ok_L,
@@ -135,6 +169,8 @@ def prepare_ecg(
         noise_mv=noise_mv,
         n_clipped=n_clipped,
         p_ms=p_ms,
+        hum_hz=hum_hz,
+        hum_mv=hum_mv,
     )
 
 
@@ -267,7 +303,7 @@ def find_doubts(
 ) -> list[tuple[BadInput, str]]:  # what is wrong, with "left out" or "warning"
     "What makes an ECG doubtful or unusable although its file could be read."
     rate = ecg.heart_rate_bpm
-    doubts = []
+    doubts = _doubt_of_mains(ecg, source)
     rtc = ecg.rt_ms * np.sqrt(rate / 60)
     qrs = ecg.qrs_ms
 
@@ -327,3 +363,12 @@ def find_doubts(
                 "warning",
             )
     return doubts
+
+
+def _doubt_of_mains(ecg: PreparedECG, source: str) -> list[tuple[BadInput, str]]:
+    "A hum that the notch has left."
+    if math.isnan(ecg.hum_hz):
+        return []
+    problem = f"a hum of {ecg.hum_hz:g} Hz and {ecg.hum_mv:.2g} mV is left"
+    remedy = f"Prepare with mains_hz {ecg.hum_hz:g}, if the mains has that where it was recorded"
+    return [(BadInput(source, problem, remedy), "warning")]

@@ -14,6 +14,7 @@ __all__ = [
     "read_participants",
     "read_descriptions",
     "to_numbers",
+    "people_of",
     "table_splits",
     "write_split",
 ]
@@ -226,13 +227,25 @@ def to_numbers(
     return values.where(is_number), ~is_number & ~missing
 
 
+# %% ../../nbs/data/62_table.ipynb #354fabff
+def people_of(
+    table: pd.DataFrame,  # of participants
+) -> list[str]:  # person_id where the table says it, otherwise participant_id
+    "Who each row is of."
+    names = table.participant_id.astype(str)
+    if "person_id" not in table:
+        return names.tolist()
+    told = table.person_id.astype(str)
+    return told.mask(told.str.lower().isin(MISSING), names).tolist()
+
+
 # %% ../../nbs/data/62_table.ipynb #2e13e3de
 def table_splits(
     path: Path,  # of the table, for the message
     text: pd.DataFrame,  # as `read_participants` gives it
     shares: Sequence[float],  # of train, val and test
 ) -> list[str]:  # one of SPLITS for each row
-    "The split of every row: the word in the table, or that of the name where there is none."
+    "The split of every row: the word in the table, of that row or another of its person, or of the name."
     given = text["split"].tolist() if "split" in text else [""] * len(text)
     for name, word in zip(text.participant_id, given, strict=True):
         if word.lower() in (*MISSING, *SPLITS):
@@ -240,10 +253,16 @@ def table_splits(
         raise BadInput(
             path, f"the split of {name} is {word!r:.20}", f"Use {', '.join(SPLITS)}, or leave the cell empty."
         )
-    return [
-        split_of(name, shares) if word.lower() in MISSING else word.lower()
-        for name, word in zip(text.participant_id, given, strict=True)
-    ]
+    people = people_of(text)
+    words = {}
+    for person, word in zip(people, given, strict=True):
+        if word.lower() in MISSING:
+            continue
+        other = words.setdefault(person, word.lower())
+        if other != word.lower():
+            problem = f"rows of {person} are in {other} and in {word.lower()}"
+            raise BadInput(path, problem, "Put all rows of a person in one part")
+    return [words[person] if person in words else split_of(person, shares) for person in people]
 
 
 # %% ../../nbs/data/62_table.ipynb #11c5c210

@@ -35,8 +35,8 @@ def mean_statistics(
 
 
 # %% ../../nbs/evaluation/30_significance.ipynb #9b5d66fd
-def _values(runs: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
-    "Every seed's array, finite, all of the same participants."
+def _values(runs: Sequence[ArrayLike], name: str, gaps: bool) -> list[np.ndarray]:
+    "Every seed's array, finite or with gaps, all of the same participants."
     if isinstance(runs, np.ndarray | pd.Series | pd.DataFrame):
         raise BadInput(name, "is one array", "Pass a list with one array a seed.")
     arrays = [np.asarray(r, dtype=float) for r in runs]
@@ -49,8 +49,9 @@ def _values(runs: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
                 f"shapes {arrays[0].shape} and {a.shape}",
                 "All seeds must be scored on the same participants.",
             )
-        if not np.isfinite(a).all():
-            n_bad = int((~np.isfinite(a)).sum())
+        bad = np.isinf(a) if gaps else ~np.isfinite(a)
+        if bad.any():
+            n_bad = int(bad.sum())
             raise BadInput(
                 name, f"{n_bad} values are NaN or infinite", "Leave these participants out of all runs."
             )
@@ -82,10 +83,11 @@ def score_over_seeds(
     n_boot: int = 1000,  # bootstrap resamples of the participants
     seed: int = 0,  # of the bootstrap
     level: float = 0.95,  # coverage aimed at
+    gaps: bool = False,  # whether NaN is what is not known of a participant, which the statistic leaves out
     # metric, n, seeds, value (mean over seeds), low, high, seed_sd, seed_min, seed_max, total_low, total_high
 ) -> pd.DataFrame:
     "A method's scores over its seeds: the participants' interval, the seeds' spread, and both together."
-    arrays = _values(runs, "runs")
+    arrays = _values(runs, "runs", gaps)
     score_SM, drawn_SRM = resampled_statistics(arrays, statistic, n_boot=n_boot, seed=seed)
     if score_SM.shape[1] != len(names):
         raise BadInput(
@@ -124,12 +126,13 @@ def paired_difference(
     n_boot: int = 1000,  # bootstrap resamples of the participants
     seed: int = 0,  # of the bootstrap
     level: float = 0.95,  # coverage aimed at
+    gaps: bool = False,  # whether NaN is what is not known of a participant, which the statistic leaves out
     # metric, n, seeds, seeds_theirs, value (ours minus theirs), low, high, p, seed_se, total_low, total_high,
     # p_total
 ) -> pd.DataFrame:
     "Difference of two methods' scores, means over their seeds, participants resampled in pairs."
-    a = _values(ours, "ours")
-    b = _values(theirs, "theirs")
+    a = _values(ours, "ours", gaps)
+    b = _values(theirs, "theirs", gaps)
     if a[0].shape != b[0].shape:
         raise BadInput(
             "theirs",
@@ -215,6 +218,7 @@ def compare_methods(
     # bootstrap resamples of the participants, the same for all
     n_boot: int = 1000,
     seed: int = 0,  # of the bootstrap
+    gaps: bool = False,  # whether NaN is what is not known of a participant, as in `paired_difference`
     # method, minus (the other), and the columns of `paired_difference`; one row for each other and metric
 ) -> pd.DataFrame:
     "One method against each of the others, paired; put through `with_holm` what forms a family."
@@ -223,9 +227,9 @@ def compare_methods(
     if len(runs) < 2:
         raise BadInput("runs", "one method", "Pass at least two.")
     frames = [
-        paired_difference(runs[reference], runs[m], statistic, names, n_boot=n_boot, seed=seed).assign(
-            method=reference, minus=m
-        )
+        paired_difference(
+            runs[reference], runs[m], statistic, names, n_boot=n_boot, seed=seed, gaps=gaps
+        ).assign(method=reference, minus=m)
         for m in runs
         if m != reference
     ]

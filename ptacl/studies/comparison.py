@@ -13,12 +13,13 @@ __all__ = [
     "stored_data",
     "held_out_table",
     "run_cell",
+    "check_comparison",
 ]
 
 # %% ../../nbs/studies/40_comparison.ipynb #b8c98102
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +31,14 @@ from sklearn.preprocessing import StandardScaler
 
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, entry_of, samples_dir, seed_everything, write_atomic
-from ptacl.base.parameters import Parameters, check_names, check_rules, checked_type
+from ptacl.base.parameters import Parameters, check_names, check_rules, checked_type, listed
 from ptacl.data.batches import Pairs, load_data
+from ptacl.data.cohort import phenotype_columns
 from ptacl.data.participant import settings_of
 from ptacl.data.prepare import PrepareConfig, prepare_cohort, read_source
 from ptacl.data.store import open_store
 from ptacl.data.store_files import is_store
+from ptacl.evaluation.beforehand import require_people, scored_phenotypes
 from ptacl.evaluation.conditions import predict_conditions
 from ptacl.evaluation.probe import fit_ridge, predict_phenotypes
 from ptacl.evaluation.retrieval import ranks
@@ -341,12 +344,7 @@ def run_cell(
     "Make a cell, go on with it, or find it made."
     folder = comparison_folder(cfg) / cell.key
     want = _wanted(cell, cfg)
-    if (folder / "cell.json").exists():
-        have = json.loads((folder / "cell.json").read_text())
-        if {k: have[k] for k in want} != want:
-            raise BadInput(
-                folder, "holds this cell with other settings", "Give another `out`, or delete the folder"
-            )
+    if _is_finished(cell, cfg):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     made = _features_of(cell, cfg) if cell.features else _trained(cell, cfg, folder, progress)
@@ -363,6 +361,20 @@ def run_cell(
     return folder
 
 
+def _is_finished(cell: Cell, cfg: CompareConfig) -> bool:
+    "Whether a cell is finished; one with other settings is refused."
+    folder = comparison_folder(cfg) / cell.key
+    want = _wanted(cell, cfg)
+    if not (folder / "cell.json").exists():
+        return False
+    have = json.loads((folder / "cell.json").read_text())
+    if {k: have[k] for k in want} != want:
+        raise BadInput(
+            folder, "holds this cell with other settings", "Give another `out`, or delete the folder"
+        )
+    return True
+
+
 def _wanted(cell: Cell, cfg: CompareConfig) -> dict[str, object]:
     "What a cell is made from, as JSON has it; where extensions lie is not part of it."
     wanted = dict(
@@ -374,3 +386,26 @@ def _wanted(cell: Cell, cfg: CompareConfig) -> dict[str, object]:
         conditions=cfg.conditions,
     )
     return json.loads(json.dumps(wanted))
+
+
+# %% ../../nbs/studies/40_comparison.ipynb #0b0947f8
+def check_comparison(
+    cells: Sequence[Cell],  # of `cells_of`
+    cfg: CompareConfig,  # data, out, phenotypes
+) -> None:  # nothing; raises `BadInput` for the first thing that is wrong
+    "Refuse what a cell would be refused for, perhaps after hours."
+    data = Path(cfg.data or samples_dir())
+    cohort = open_store(data).cohort() if is_store(data) else read_source(data)
+    train = cohort.pairs("train")
+    test = cohort.pairs("test")
+    require_people(len(train), len(test), data)
+    known = phenotype_columns(cohort)
+    scored_phenotypes(train, test, known, listed(cfg.phenotypes), least=3)
+    for cell in cells:
+        _is_finished(cell, cfg)
+        if cell.features:
+            continue
+        row = TrainConfig.from_params(cell.params)
+        if is_store(data):
+            stored_data(cfg, row)
+        check_names(listed(row.targets), list(known))

@@ -15,17 +15,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
+from scipy.stats import rankdata
 
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.batches import load_data
 from ptacl.data.participant import settings_of
+from ptacl.data.phenotypes import cmr_phenotypes
 from ptacl.evaluation.labels import label_subsets
 from ptacl.evaluation.metrics import METRICS, metrics_of, rank_statistics
 from ptacl.evaluation.probe import fit_ridge, predict_phenotypes
 from ptacl.evaluation.significance import compare_methods, mean_statistics, score_over_seeds
 from ptacl.studies.comparison import CompareConfig, cells_of, common_settings, comparison_folder, stored_data
-from ptacl.studies.methods import known_methods
+from ptacl.studies.methods import known_methods, row_settings
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #8edad33d
@@ -53,22 +55,71 @@ def read_cells(
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #cb6677a6
 def r2_statistics(
-    sample: np.ndarray,  # resamples of target and prediction of several phenotypes, (R, n, P, 2)
+    # resamples of target and prediction of several phenotypes, NaN = unknown, (R, n, P, 2)
+    sample: np.ndarray,
+    mean_of: Sequence[int] | None = None,  # phenotypes that the mean is of; None = all
 ) -> np.ndarray:  # mean R2, then that of each, (R, 1 + P)
-    "R2 of several phenotypes and their mean."
-    r2 = METRICS["R2"].function
-    each = np.stack([r2(*np.moveaxis(sample[:, :, p], 2, 0)) for p in range(sample.shape[2])], axis=1)
-    return np.concatenate([each.mean(1, keepdims=True), each], axis=1)
+    "R2 of several phenotypes, each of those who have it, and their mean."
+    each = np.stack([_r2_of_known(sample[:, :, p]) for p in range(sample.shape[2])], axis=1)
+    of_mean = each if mean_of is None else each[:, list(mean_of)]
+    return np.concatenate([of_mean.mean(1, keepdims=True), each], axis=1)
+
+
+def _mean_of_known(sample_RN: np.ndarray) -> np.ndarray:
+    "Means of resamples, those without a value left out, (R, 1)."
+    is_known_RN = np.isfinite(sample_RN)
+    if is_known_RN.all():
+        return mean_statistics(sample_RN)
+    with np.errstate(invalid="ignore"):
+        return np.where(is_known_RN, sample_RN, 0).sum(axis=1, keepdims=True) / is_known_RN.sum(
+            axis=1, keepdims=True
+        )
+
+
+def _of_cmr(names: list[str]) -> list[int]:
+    "Places of the phenotypes that are measured on the CMR, which the headline is a mean of."
+    of_cmr = cmr_phenotypes(names)
+    return [k for k, name in enumerate(names) if name in of_cmr]
+
+
+def _r2_of_known(pair_RN2: np.ndarray) -> np.ndarray:
+    "R2 of resamples, those with an unknown target left out, (R,)."
+    truth_RN, predicted_RN = np.moveaxis(pair_RN2, 2, 0)
+    is_known_RN = np.isfinite(pair_RN2).all(axis=2)
+    if is_known_RN.all():
+        return METRICS["R2"].function(truth_RN, predicted_RN)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_R1 = np.where(is_known_RN, truth_RN, 0).sum(axis=1, keepdims=True) / is_known_RN.sum(
+            axis=1, keepdims=True
+        )
+        error_R = np.where(is_known_RN, truth_RN - predicted_RN, 0) ** 2
+        spread_R = np.where(is_known_RN, truth_RN - mean_R1, 0) ** 2
+        return 1 - error_R.sum(axis=1) / spread_R.sum(axis=1)
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #7aca30e9
 def auroc_statistics(
-    sample: np.ndarray,  # resamples of label and probability of several conditions, (R, n, C, 2)
+    # resamples of label and probability of several conditions, NaN = unknown, (R, n, C, 2)
+    sample: np.ndarray,
 ) -> np.ndarray:  # mean AUROC, then that of each, (R, 1 + C)
-    "AUROC of several conditions and their mean."
-    auroc = METRICS["AUROC"].function
-    each = np.stack([auroc(*np.moveaxis(sample[:, :, c], 2, 0)) for c in range(sample.shape[2])], axis=1)
+    "AUROC of several conditions, each of those of whom it is known, and their mean."
+    each = np.stack([_auroc_of_known(sample[:, :, c]) for c in range(sample.shape[2])], axis=1)
     return np.concatenate([each.mean(1, keepdims=True), each], axis=1)
+
+
+def _auroc_of_known(pair_RN2: np.ndarray) -> np.ndarray:
+    "AUROC of resamples, those with an unknown label left out, (R,)."
+    label_RN, p_RN = np.moveaxis(pair_RN2, 2, 0)
+    is_known_RN = np.isfinite(pair_RN2).all(axis=2)
+    if is_known_RN.all():
+        return METRICS["AUROC"].function(label_RN, p_RN)
+    # who is unknown comes behind all others, and changes no rank of theirs
+    rank_RN = rankdata(np.where(is_known_RN, p_RN, np.inf), axis=1)
+    case_RN = is_known_RN & (label_RN == 1)
+    cases_R = case_RN.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above_R = (case_RN * rank_RN).sum(axis=1) - cases_R * (cases_R + 1) / 2
+        return above_R / (cases_R * (is_known_RN.sum(axis=1) - cases_R))
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #31691072
@@ -87,7 +138,7 @@ def few_labels(
     rows = []
     for cell in cells_of(cfg):
         folder = comparison_folder(cfg) / cell.key
-        train_cfg = TrainConfig.from_params(cell.params or common)
+        train_cfg = TrainConfig.from_params(cell.params or row_settings(common))
         is_there = all((folder / name).exists() for name in ("cell.json", "embeddings.safetensors"))
         if "targets" in train_cfg.needs or not is_there:
             continue
@@ -130,7 +181,7 @@ def _few_labels_of(
             predicted = predict_phenotypes(z["train_ecg_BD"][subset], labels, z["test_ecg_BD"], fit_ridge)
             within = predicted.clip(labels.min(), labels.max(), axis=1)
             both = np.stack([np.stack([truth, p], axis=2) for p in (predicted, within)])
-            rows.append((len(subset), draw, *r2_statistics(both)[:, 0]))
+            rows.append((len(subset), draw, *r2_statistics(both, _of_cmr(list(known)))[:, 0]))
     return rows
 
 
@@ -155,7 +206,7 @@ def _tasks(tables: Sequence[pd.DataFrame]) -> dict[str, _Task]:
     each_rank_once = np.arange(1, n + 1.0)[None]
     rank_metrics = metrics_of("retrieval")
     distance = dict(
-        statistic=mean_statistics,
+        statistic=_mean_of_known,
         chance=[float(first.similar_chance_sd.mean())],
         units=[METRICS["mean distance"].unit],
     )
@@ -173,7 +224,7 @@ def _tasks(tables: Sequence[pd.DataFrame]) -> dict[str, _Task]:
         similar_ecg=_Task(
             metrics=["distance of found ECGs (SD)"], take=partial(_column, "similar_ecg_sd"), **distance
         ),
-        phenotypes=_mean_and_each("R2", names, r2_statistics),
+        phenotypes=_mean_and_each("R2", names, partial(r2_statistics, mean_of=_of_cmr(names))),
         conditions=_mean_and_each("AUROC", sick, auroc_statistics),
     )
 
@@ -223,7 +274,7 @@ def comparison_tables(
         values = {m: v for m, v in values.items() if v}
         for m, runs in values.items():
             scores.append(
-                score_over_seeds(runs, task.statistic, task.metrics, n_boot=cfg.n_boot).assign(
+                score_over_seeds(runs, task.statistic, task.metrics, n_boot=cfg.n_boot, gaps=True).assign(
                     task=name,
                     method=m,
                     title=rows[m].title,
@@ -233,7 +284,9 @@ def comparison_tables(
                 )
             )
         if reference in values and len(values) > 1:
-            compared = compare_methods(values, reference, task.statistic, task.metrics, n_boot=cfg.n_boot)
+            compared = compare_methods(
+                values, reference, task.statistic, task.metrics, n_boot=cfg.n_boot, gaps=True
+            )
             differences.append(compared.assign(task=name))
     tables = dict(
         scores=pd.concat(scores, ignore_index=True),

@@ -33,6 +33,7 @@ from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, seed_everything
 from ptacl.base.parameters import listed
 from ptacl.data.batches import Batch, Pairs, evaluation_batches, for_system
+from ptacl.data.table import people_of
 from ptacl.evaluation.metrics import OF_TARGET, metrics_of
 from ptacl.evaluation.probe import score_regression
 from ptacl.models.saved import start_encoders
@@ -98,7 +99,7 @@ def label_share(
     "Keep the labels of a share of the training participants."
     if not 0 < share <= 1:
         raise BadInput("share", f"is {share}", "Give a share above 0, up to 1")
-    place_P = np.array([_place(p, f"label {seed}") for p in train.table.participant_id])
+    place_P = np.array([_place(p, f"label {seed}") for p in people_of(train.table)])
     n = max(2, round(share * len(train)))
     return train.take(np.sort(np.argsort(place_P, kind="stable")[:n]))
 
@@ -123,8 +124,11 @@ def validation_part(
             f"{len(train)} labelled participants cannot be parted",
             "Two to learn from and two to choose by are needed",
         )
-    order = np.argsort([_place(p, "validation") for p in train.table.participant_id], kind="stable")
+    people = people_of(train.table)
+    order = np.argsort([_place(p, "validation") for p in people], kind="stable")
     n = min(max(2, round(share * len(train))), len(train) - 2)
+    while n < len(train) - 2 and people[order[n]] == people[order[n - 1]]:
+        n += 1  # all rows of a person are on one side
 
     learn = train.take(np.sort(order[n:]))
     watch = train.take(np.sort(order[:n]))
