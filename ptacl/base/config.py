@@ -150,8 +150,8 @@ class TaskConfig(Preparation, DataConfig):
     # --- objective
     local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local, 0 is global only
     temperature: float = 0.15  # starting temperature, divides the cosine similarity
-    phase_bins: int = 20  # bins of the cardiac cycle in the local loss
-    phase_concentration: float = 80.0  # von Mises concentration of the kernel that pools tokens into bins
+    phase_bins: int = 10  # bins of the cardiac cycle in the local loss
+    phase_concentration: float = 20.0  # von Mises concentration of the kernel that pools tokens into bins
     target_concentration: float = 0.0  # von Mises concentration of soft targets over bins, 0 is hard targets
     frame_roll: bool = True  # start each training cine at a random frame (frames and phases together)
     shift_px: int = 4  # largest random shift of a training cine, pixels, each way
