@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import wfdb
 
-from ptacl.data.beats import find_beats, find_ectopic, find_r_peaks, score_r_peaks
+from ptacl.data.beats import find_beats, find_ectopic, find_r_peaks
 from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
+from ptacl.phantom.instruments import score_r_peaks
 
 BEAT_SYMBOLS = set("NLRBAaJSVrFejnE/fQ?")
 

@@ -6,7 +6,6 @@
 __all__ = [
     "bandpass",
     "find_r_peaks",
-    "score_r_peaks",
     "find_ectopic",
     "cut_beats",
     "median_of_beats",
@@ -178,33 +177,6 @@ def find_r_peaks(
 ) -> np.ndarray:
     "R peaks from all good leads at once."
     return _r_peaks(_good_leads(signal_LT, lead_ok_L), fs)[0]
-
-
-# %% ../../nbs/data/20_beats.ipynb #ac92d128
-def score_r_peaks(
-    found: np.ndarray,  # R peaks, rising sample indices, (K,)
-    truth: np.ndarray,  # annotated beats, rising sample indices, (any,)
-    fs: float,  # sampling rate, Hz
-    tolerance_ms: float,  # largest distance of a pair, ms
-) -> tuple[float, float]:  # sensitivity, PPV; not-a-number for a share of nothing
-    "Sensitivity and positive predictive value of R peaks against annotated beats."
-    reach = tolerance_ms * fs / 1000
-    i = 0
-    j = 0
-    pairs = 0
-    while i < len(found) and j < len(truth):
-        gap = found[i] - truth[j]
-        if abs(gap) <= reach:
-            i += 1
-            j += 1
-            pairs += 1
-        elif gap < 0:
-            i += 1
-        else:
-            j += 1
-    sensitivity = pairs / len(truth) if len(truth) else float("nan")
-    ppv = pairs / len(found) if len(found) else float("nan")
-    return sensitivity, ppv
 
 
 # %% ../../nbs/data/20_beats.ipynb #7a35df02
@@ -380,8 +352,6 @@ def _before_r(x_LT: np.ndarray, fs: float, r_peaks: np.ndarray, n: int) -> tuple
     "Beats backwards from R (K, L, n), and their median, both off the level furthest away; where P may begin."
     y_LT = _filtered(x_LT, fs, _butterworth(fs, "lowpass", min(25, 0.45 * fs)))
     beat_KLT = cut_beats(y_LT, r_peaks, n, 0)[:, :, ::-1]
-    if len(beat_KLT) == 0:
-        return beat_KLT, np.zeros((len(x_LT), n)), 0
     median_LT = np.median(beat_KLT, axis=0)
     first = int(0.036 * fs)
     speed_T = uniform_filter1d(
@@ -413,24 +383,23 @@ def find_p_onsets(
     is_known = np.isfinite(t_ends)
     rt = np.median((t_ends - r_peaks)[is_known]) if is_known.any() else 0.5 * rr
     n = int(min(0.36 * fs, rr - rt))
-    if n < 0.14 * fs:
+    if n < 0.14 * fs or (r_peaks[keep] >= n).sum() < 3:
         return none_K
     beat_KLT, median_LT, start = _before_r(x_LT, fs, r_peaks[keep], n)
     stop = min(int(0.3 * fs), n - int(0.02 * fs))
-    if len(beat_KLT) < 3 or stop - start < 0.04 * fs:
+    if stop - start < 0.04 * fs:
         return none_K
     lead_L = np.linalg.svd(median_LT[:, start:stop], full_matrices=False)[0][:, 0]
     wave_T = lead_L @ median_LT
     onset, height = _tangent_end(wave_T, fs, start, stop)
-    rest_KT = np.abs(np.einsum("l,klt->kt", lead_L, beat_KLT) - wave_T)[:, start:]
+    rest_KT = np.abs(np.tensordot(beat_KLT, lead_L, (1, 0)) - wave_T)[:, start:]
     noise = 1.4826 * np.median(rest_KT) / np.sqrt(len(beat_KLT))
     least = 15 if _is_irregular(np.diff(r_peaks)) else 6  # fibrillation is suspected
     is_p = height >= max(least * noise, 0.01 * np.sqrt(len(x_LT)))
-    if not is_p or not 0.09 * fs <= onset <= min(0.33 * fs, rr - rt):
+    if not (is_p and 0.09 * fs <= onset <= min(0.33 * fs, rr - rt)):
         return none_K
-    has_p_K = ~is_ectopic_K
-    has_p_K[1:] &= ~is_ectopic_K[:-1]
-    return np.where(has_p_K & (r_peaks >= onset), r_peaks - onset, np.nan)
+    has_p_K = ~is_ectopic_K & ~np.append(False, is_ectopic_K[:-1]) & (r_peaks >= onset)
+    return np.where(has_p_K, r_peaks - onset, np.nan)
 
 
 # %% ../../nbs/data/20_beats.ipynb #98ec69cc

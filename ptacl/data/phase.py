@@ -74,9 +74,8 @@ class Landmark:
 
     # time after each R peak, (K,), ms; NaN = not measured, infinite = does not happen
     in_ecg: Callable[[ECG, Beats], np.ndarray]
-    in_cine: Callable[
-        [Cine], float
-    ]  # time after the R peak, ms; NaN = not measured, infinite = does not happen
+    # time after the R peak, ms; NaN = not measured, infinite = does not happen
+    in_cine: Callable[[Cine], float]
     expected_ms: Callable[[np.ndarray], np.ndarray]  # RR interval, ms -> time after the R peak, ms
     believed: tuple[float, float]  # shares of the RR interval between which a measurement is believed
 

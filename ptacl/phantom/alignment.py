@@ -104,6 +104,7 @@ def alignment(
     return pd.concat(tables, ignore_index=True)
 
 
+# %% ../../nbs/phantom/65_alignment.ipynb #e7a1000d
 def alignment_summary(
     table: pd.DataFrame,  # from `alignment`
 ) -> pd.DataFrame:  # row: map, landmarks; column: mean distance of each event and of all, cycles

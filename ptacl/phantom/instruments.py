@@ -11,6 +11,7 @@ __all__ = [
     "summary_features",
     "realism_auc",
     "folder_features",
+    "score_r_peaks",
 ]
 
 # %% ../../nbs/phantom/60_instruments.ipynb #269802d1
@@ -276,3 +277,30 @@ def folder_features(
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.attrs["left_out"] = left_out
     return table
+
+
+# %% ../../nbs/phantom/60_instruments.ipynb #ac92d128
+def score_r_peaks(
+    found: np.ndarray,  # R peaks, rising sample indices, (K,)
+    truth: np.ndarray,  # annotated beats, rising sample indices, (any,)
+    fs: float,  # sampling rate, Hz
+    tolerance_ms: float,  # largest distance of a pair, ms
+) -> tuple[float, float]:  # sensitivity, PPV; not-a-number for a share of nothing
+    "Sensitivity and positive predictive value of R peaks against annotated beats."
+    reach = tolerance_ms * fs / 1000
+    i = 0
+    j = 0
+    pairs = 0
+    while i < len(found) and j < len(truth):
+        gap = found[i] - truth[j]
+        if abs(gap) <= reach:
+            i += 1
+            j += 1
+            pairs += 1
+        elif gap < 0:
+            i += 1
+        else:
+            j += 1
+    sensitivity = pairs / len(truth) if len(truth) else float("nan")
+    ppv = pairs / len(found) if len(found) else float("nan")
+    return sensitivity, ppv

@@ -15,14 +15,14 @@ import pandas as pd
 
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.base.parameters import Parameters
-from ptacl.data.beats import find_beats, score_r_peaks
+from ptacl.data.beats import find_beats
 from ptacl.data.cavity import find_atrial_kick, find_ed_es
 from ptacl.data.ecg import ECG, standardise_ecg
 from ptacl.data.heart import find_heart
 from ptacl.phantom.body import PREVALENCE, participant_rng
 from ptacl.phantom.cine import simulate_cine
 from ptacl.phantom.ecg import simulate_ecg
-from ptacl.phantom.instruments import delineate_intervals, summary_features
+from ptacl.phantom.instruments import delineate_intervals, score_r_peaks, summary_features
 from ptacl.phantom.latents import at_rates, atrial_kick_ms, draw_latents, pr_at_ms, repolarisation_ms
 
 
