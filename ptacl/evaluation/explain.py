@@ -92,10 +92,9 @@ def attention_rollout(
     rolled_BNN = torch.eye(seen[0].shape[-1], dtype=seen[0].dtype, device=seen[0].device)
     for weight_BNN in seen:
         rolled_BNN = (weight_BNN @ rolled_BNN + rolled_BNN) / 2
-    share_BN = rolled_BNN[:, 0, 1:]
-    if encoder.pool == "mean":  # of the good leads' patches, as the encoder takes it
-        is_good_BN1 = lead_ok_BL.repeat_interleave(encoder.n_columns, dim=1)[..., None]
-        share_BN = (rolled_BNN[:, 1:, 1:] * is_good_BN1).sum(1) / is_good_BN1.sum(1).clamp(min=1)
+    good_BN = lead_ok_BL.repeat_interleave(encoder.n_columns, dim=1).float()  # of whose patches the mean is
+    pooled_BN = torch.einsum("bi,bij->bj", good_BN / good_BN.sum(1, True).clamp(min=1), rolled_BNN[:, 1:, 1:])
+    share_BN = rolled_BNN[:, 0, 1:] if encoder.pool == "cls" else pooled_BN
     return share_BN.reshape(len(signal_BLT), encoder.n_leads, encoder.n_columns)
 
 
@@ -162,9 +161,8 @@ def _similarity(model: System, batch: Batch) -> Tensor:
 def _blank(model: System, batch: Batch, compared: Batch | None = None) -> tuple[Tensor, Tensor]:
     "A flat ECG and a grey cine, or what was given instead."
     if compared is None:
-        return model.ecg_mean_L[:, None].expand_as(batch.signal_BLT), model.cine_mean.expand_as(
-            batch.cine_BFHW
-        )
+        flat_BLT = model.ecg_mean_L[:, None].expand_as(batch.signal_BLT)
+        return flat_BLT, model.cine_mean.expand_as(batch.cine_BFHW)
     return compared.signal_BLT.to(batch.signal_BLT), compared.cine_BFHW.to(batch.cine_BFHW)
 
 
@@ -205,9 +203,8 @@ def _share(
 
 def _way_edges(value_of: Callable[[Tensor], Tensor], n: int, device: torch.device) -> Tensor:
     "Edges of `n` stretches of the way from 0 to 1, short where the value changes fast."
-    edges = torch.cat(
-        [torch.zeros(1, dtype=torch.float64), torch.logspace(-18, 0, n // 2, dtype=torch.float64)]
-    ).to(device)
+    spread = torch.logspace(-18, 0, n // 2, dtype=torch.float64)
+    edges = torch.cat([spread.new_zeros(1), spread]).to(device)
     value = value_of(edges)
     while len(edges) <= n:
         k = value.diff().abs().topk(min(max(1, n // 8), n + 1 - len(edges))).indices

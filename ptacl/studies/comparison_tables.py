@@ -65,7 +65,7 @@ def r2_statistics(
     return np.concatenate([of_mean.mean(1, keepdims=True), each], axis=1)
 
 
-def _mean_of_known(sample_RN: np.ndarray) -> np.ndarray:
+def _mean_of_scored(sample_RN: np.ndarray) -> np.ndarray:
     "Means of resamples, those without a value left out, (R, 1)."
     is_known_RN = np.isfinite(sample_RN)
     if is_known_RN.all():
@@ -206,7 +206,7 @@ def _tasks(tables: Sequence[pd.DataFrame]) -> dict[str, _Task]:
     each_rank_once = np.arange(1, n + 1.0)[None]
     rank_metrics = metrics_of("retrieval")
     distance = dict(
-        statistic=_mean_of_known,
+        statistic=_mean_of_scored,
         chance=[float(first.similar_chance_sd.mean())],
         units=[METRICS["mean distance"].unit],
     )
