@@ -88,7 +88,10 @@ METHODS = dict(
         "PTACL, positions only", "control", "whether positions alone solve the local task", position_only=True
     ),
     linear_phase=_of_ptacl(
-        "PTACL, linear phase", "ablation", "whether events of the cycle need aligning", phase_map="linear"
+        "PTACL, linear phase",
+        "ablation",
+        "whether events of the cycle have to be aligned",
+        phase_map="linear",
     ),
     soft_targets=_of_ptacl(
         "PTACL, soft targets",
