@@ -100,6 +100,8 @@ def zero_phase(
     signal_LT: np.ndarray,  # leads, (L, T), any unit
     pad: int,  # samples of the mirror image at both ends, 1 to T - 1
     n_samples: int | None = None,  # how many are wanted, from the first; None = all
+    # what is added to the mirror images before and after the leads, each (L, pad), in time's order
+    beyond: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:  # in the unit of the leads, float64, (L, T) or (L, n_samples)
     "Filter leads forwards and backwards."
     m = _blocks(np.ascontiguousarray(sos, np.float64).tobytes())
@@ -115,6 +117,9 @@ def zero_phase(
     whole_LT[:, fill:start] = mirror_LT[:, T - 1 - pad : T - 1]
     whole_LT[:, :fill] = mirror_LT[:, T - 1 - pad, None]
     whole_LT[:, start + T :] = mirror_LT[:, 1 : pad + 1]
+    if beyond is not None:
+        whole_LT[:, fill:start] += beyond[0]
+        whole_LT[:, start + T :] += beyond[1]
     added = _product(whole_LT.reshape(L * K, BLOCK), m.states_BS2, np.empty((L * K, 2 * S)))
     added_KLS2 = np.ascontiguousarray(added.reshape(L, K, 2 * S).transpose(1, 0, 2))
     state_KLS = np.concatenate([(whole_LT[:, :1] * m.steady_S)[None], added_KLS2[:-1, :, :S]])

@@ -120,7 +120,7 @@ def information_ceiling(
         max_iter=80, max_leaf_nodes=8, learning_rate=0.08, min_samples_leaf=20, early_stopping=False
     )
     rows = []
-    by_ridge_NP = cross_val_predict(ridge, x_NC, z_NP, cv=folds)
+    by_ridge_NP = cross_val_predict(ridge, x_NC, z_NP, cv=folds).reshape(z_NP.shape)
     for k, name in enumerate(phenotypes):
         predicted = {
             "quadratic ridge": by_ridge_NP[:, k],
