@@ -241,9 +241,10 @@ def blood_curve(
 # %% ../../nbs/data/37_cavity.ipynb #c5a2000a
 def find_end_systole(
     cine: Cine,  # one or more slices; the middle one is used
+    blood_F: np.ndarray | None = None,  # its `blood_curve`, if that is known already
 ) -> float:  # ms after the R peak, within the RR interval
     "When the left ventricle holds least blood, between frames."
-    blood_F = _smooth_cycle(blood_curve(cine))
+    blood_F = _smooth_cycle(blood_curve(cine) if blood_F is None else blood_F)
     rr_ms = cine.rr_ms
     t_F = cine.trigger_time_ms
     lowest = t_F[blood_F.argmin()]
@@ -314,9 +315,10 @@ def _best_step(t_N: np.ndarray, y_N: np.ndarray, first: float, last: float) -> t
 
 def find_atrial_kick(
     cine: Cine,  # one or more slices; the middle one is used
+    blood_F: np.ndarray | None = None,  # its `blood_curve`, if that is known already
 ) -> float:  # when the atria begin to fill the ventricle, ms after the R peak; not-a-number = not measured
     "The beginning of the atrial kick in the curve of the left ventricle's blood."
-    blood_F = blood_curve(cine)
+    blood_F = blood_curve(cine) if blood_F is None else blood_F
     smooth_F = _smooth_cycle(blood_F)
     t_F = cine.trigger_time_ms
     if t_F[0] > 0.1 * cine.rr_ms:  # it does not begin at R: what comes before the next R is not in order
