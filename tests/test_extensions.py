@@ -23,6 +23,7 @@ SMALL = dict(
     window_s=1.0,
     crop_px=16,
     n_frames=4,
+    cine_keep=1.0,
     phase_bins=4,
     embed_dim=8,
     epochs=2,

@@ -13,7 +13,7 @@ from ptacl.data.prepare import PrepareConfig, prepare_cohort
 from ptacl.data.table import write_split
 from ptacl.training.finetune import validation_part
 
-CFG = TrainConfig(window_s=1.0, crop_px=16, n_frames=4, workers=1)
+CFG = TrainConfig(window_s=1.0, crop_px=16, n_frames=4, cine_keep=1.0, workers=1)
 
 
 @pytest.fixture

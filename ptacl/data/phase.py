@@ -38,7 +38,7 @@ import numpy as np
 
 from ptacl.base.core import BadInput, entry_of
 from ptacl.data.beats import Beats
-from ptacl.data.cavity import blood_curve, find_atrial_kick, find_end_systole
+from ptacl.data.cavity import cavity_curves, find_atrial_kick, find_end_systole
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
 
@@ -74,9 +74,9 @@ class Landmark:
 
     # time after each R peak, (K,), ms; NaN = not measured, infinite = does not happen
     in_ecg: Callable[[ECG, Beats], np.ndarray]
-    # cine and its `blood_curve`, None where no cavity can be followed -> time after the R peak, ms; NaN = not
-    # measured, infinite = does not happen
-    in_cine: Callable[[Cine, np.ndarray | None], float]
+    # cine and its `cavity_curves`, None where no cavity can be followed -> time after the R peak, ms; NaN =
+    # not measured, infinite = does not happen
+    in_cine: Callable[[Cine, tuple[np.ndarray, np.ndarray] | None], float]
     expected_ms: Callable[[np.ndarray], np.ndarray]  # RR interval, ms -> time after the R peak, ms
     believed: tuple[float, float]  # shares of the RR interval between which a measurement is believed
 
@@ -91,9 +91,9 @@ def _t_end_ms(ecg: ECG, beats: Beats) -> np.ndarray:
     return (beats.t_ends - beats.r_peaks) * 1000 / beats.fs
 
 
-def _least_blood_ms(cine: Cine, blood_F: np.ndarray | None) -> float:
-    "When the cavity of a short axis holds least blood; NaN where none can be followed."
-    return float("nan") if blood_F is None else find_end_systole(cine, blood_F)
+def _smallest_cavity_ms(cine: Cine, curves: tuple[np.ndarray, np.ndarray] | None) -> float:
+    "When the cavity of a short axis is smallest; NaN where none can be followed."
+    return float("nan") if curves is None else find_end_systole(cine, curves)
 
 
 def _p_onset_ms(ecg: ECG, beats: Beats) -> np.ndarray:
@@ -105,13 +105,13 @@ def _p_onset_ms(ecg: ECG, beats: Beats) -> np.ndarray:
     return (next_onsets - beats.r_peaks) * 1000 / beats.fs + ELECTROMECHANICAL_MS
 
 
-def _atrial_kick_ms(cine: Cine, blood_F: np.ndarray | None) -> float:
+def _atrial_kick_ms(cine: Cine, curves: tuple[np.ndarray, np.ndarray] | None) -> float:
     "The beginning of the kick in a short axis; NaN where none can be told."
-    return float("nan") if blood_F is None else find_atrial_kick(cine, blood_F)
+    return float("nan") if curves is None else find_atrial_kick(cine, curves)
 
 
 LANDMARKS: dict[str, Landmark] = {
-    END_SYSTOLE: Landmark(_t_end_ms, _least_blood_ms, end_systole_ms, (0.15, 0.7)),
+    END_SYSTOLE: Landmark(_t_end_ms, _smallest_cavity_ms, end_systole_ms, (0.15, 0.7)),
     ATRIAL_SYSTOLE: Landmark(_p_onset_ms, _atrial_kick_ms, atrial_systole_ms, (0.5, 0.96)),
 }
 
@@ -327,12 +327,12 @@ def ecg_phase(
 
 
 # %% ../../nbs/data/40_phase.ipynb #574b46f8
-def _blood_or_none(cine: Cine) -> np.ndarray | None:
-    "The blood of a short axis in which a cavity can be followed, (F,)."
+def _curves_or_none(cine: Cine) -> tuple[np.ndarray, np.ndarray] | None:
+    "Area and blood of a short axis in which a cavity can be followed."
     if cine.view != "sax":
         return None
     try:
-        return blood_curve(cine)
+        return cavity_curves(cine)
     except BadInput:
         return None
 
@@ -343,9 +343,9 @@ def cine_landmarks(
 ) -> dict[str, float]:  # landmark -> measured time, ms, NaN = not measured
     "The landmarks of a cine: those that a map needs, and always the two that a store keeps."
     names = entry_of(PHASE_MAPS, phase_map, "phase_map").landmarks
-    blood_F = _blood_or_none(cine)
+    curves = _curves_or_none(cine)
     return {
-        n: entry_of(LANDMARKS, n, "landmark").in_cine(cine, blood_F)
+        n: entry_of(LANDMARKS, n, "landmark").in_cine(cine, curves)
         for n in dict.fromkeys((END_SYSTOLE, ATRIAL_SYSTOLE, *names))
     }
 

@@ -217,7 +217,7 @@ def local_share(
         "The global loss, of a forward pass that pools no phases."
         with state.fabric.autocast():
             ecg_BD = inner.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, inner.kept_patches(batch))[1]
-            cmr_BD = inner.encode_cine(batch.cine_BFHW, batch.frame_time_BF)[1]
+            cmr_BD = inner.encode_cine(batch.cine_BFHW, batch.frame_time_BF, batch.kept_BF)[1]
         with state.fabric.autocast():
             return info_nce(inner.ecg_head(ecg_BD), inner.cine_head(cmr_BD), state.model.temperature)
 

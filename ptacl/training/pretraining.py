@@ -105,7 +105,7 @@ def train_settings(
     known = {f.name for f in fields(TrainConfig)}
     shared = {k: v for k, v in asdict(cfg).items() if k in known}
     ecg_keep = 1 - cfg.mask_ratio if cfg.modality == "ecg" else 1.0
-    return TrainConfig(**shared | dict(local_weight=0.0, noise_mv=0.0, ecg_keep=ecg_keep))
+    return TrainConfig(**shared | dict(local_weight=0.0, noise_mv=0.0, ecg_keep=ecg_keep, cine_keep=1.0))
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #54ddb77b

@@ -37,7 +37,7 @@ def p_onset_in_ecg(ecg: ECG, beats: Beats) -> np.ndarray:
     return after_ms - 160
 
 
-def p_onset_in_cine(cine: Cine, blood_F: np.ndarray | None) -> float:
+def p_onset_in_cine(cine: Cine, curves: tuple[np.ndarray, np.ndarray] | None) -> float:
     "Not measured: a cine shows no P wave."
     return float("nan")
 

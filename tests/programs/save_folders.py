@@ -33,12 +33,12 @@ from ptacl.use.embed import folder_identity
 NOTEBOOKS = Path(__file__).parents[2] / "nbs"
 RECORD = "sim-0004"
 COMMON = dict(window_s=1.0, epochs=3, batch_size=8, accelerator="cpu", precision="32-true", workers=1)
-SMALL = dict(n_frames=4, crop_px=16, embed_dim=8, phase_bins=4, n_boot=20) | COMMON
+SMALL = dict(n_frames=4, cine_keep=1.0, crop_px=16, embed_dim=8, phase_bins=4, n_boot=20) | COMMON
 RUNS = dict(
     ptacl=("train", SMALL | dict(checkpoint_every=7)),
     mmcl=(
         "train",
-        SMALL | dict(system="mmcl", local_weight=0.0, temperature=0.1, fixed_temperature=True, cine_keep=1.0),
+        SMALL | dict(system="mmcl", local_weight=0.0, temperature=0.1, fixed_temperature=True),
     ),
     masked=("pretrain", COMMON),
 )
