@@ -408,8 +408,7 @@ class Beats:
     "R peaks, P onsets, T ends and usable beats of one recording."
 
     r_peaks: np.ndarray  # sample indices, int64, (K,)
-    # end of T of each beat, sample index, float64, (K,); not-a-number = not measured
-    t_ends: np.ndarray
+    t_ends: np.ndarray  # end of T of each beat, sample index, float64, (K,); not-a-number = not measured
     # bool, (K,); beat k lasts from r_peaks[k] to r_peaks[k+1], so the last is False
     is_usable_K: np.ndarray
     fs: float  # sampling rate, Hz
@@ -422,14 +421,12 @@ class Beats:
         return np.diff(self.r_peaks) * 1000 / self.fs
 
     @property
-    # 60,000 / mean RR, beats per minute; not-a-number with fewer than two beats
-    def heart_rate_bpm(self) -> float:
+    def heart_rate_bpm(self) -> float:  # 60,000 / mean RR, bpm; not-a-number with fewer than two beats
         "Mean heart rate."
         return float(60_000 / self.rr_ms.mean()) if len(self.r_peaks) > 1 else float("nan")
 
     @property
-    # whether successive RR intervals typically differ by over a tenth, as they do in fibrillation
-    def is_irregular(self) -> bool:
+    def is_irregular(self) -> bool:  # True where neighbouring RR intervals typically differ by over a tenth
         "Whether the rhythm is irregular."
         return _is_irregular(np.diff(self.r_peaks))
 

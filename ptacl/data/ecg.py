@@ -32,7 +32,7 @@ import numpy as np
 from scipy.signal import butter, firwin, iirnotch, resample_poly, tf2sos
 
 from ptacl.base.core import BadInput
-from ptacl.data.zero_phase import zero_phase
+from ptacl.data.zero_phase import hum_beyond, zero_phase
 
 # %% ../../nbs/data/10_ecg.ipynb #51cd7f7c
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -416,38 +416,6 @@ def _cleaning_sos(fs: float, mains_hz: float) -> np.ndarray:
     return sos
 
 
-_OFF_HZ = np.linspace(-0.2, 0.2, 9)  # how far mains may be off
-
-
-@lru_cache(maxsize=16)
-def _hum_at_end(n: int, pad: int, fs: float, mains_hz: float) -> tuple[np.ndarray, np.ndarray]:
-    "Sizes of cosine and sine from n samples, (n, F, 2), and what they add to the mirror image, (F, 2, pad)."
-    angle_F1 = 2 * np.pi * (mains_hz + _OFF_HZ)[:, None] / fs
-
-    def waves(at_T: np.ndarray) -> np.ndarray:
-        return np.stack([np.cos(angle_F1 * at_T), np.sin(angle_F1 * at_T)], 1)
-
-    inside_T = np.arange(n)
-    outside_T = np.arange(1, pad + 1)
-    beside_F2T = np.broadcast_to([np.ones(n), np.linspace(-1, 1, n)], (len(_OFF_HZ), 2, n))
-    size_FT2 = np.linalg.pinv(np.concatenate([waves(inside_T), beside_F2T], 1))[..., :2]
-    return size_FT2.transpose(1, 0, 2).copy(), waves(-outside_T) - waves(outside_T)
-
-
-def _hum_beyond(signal_LT: np.ndarray, fs: float, mains_hz: float, pad: int) -> tuple[np.ndarray, ...] | None:
-    "What makes the mains go on where the leads are mirrored, before and after, (L, pad) each."
-    n = min(round(2 * fs), signal_LT.shape[1])
-    if not mains_hz or mains_hz >= 0.45 * fs or n < fs:
-        return None
-    size_nF2, added_F2T = _hum_at_end(n, pad, fs, mains_hz)
-    out = []
-    for end_Ln in (signal_LT[:, :n], signal_LT[:, : -n - 1 : -1]):
-        size_LF2 = (end_Ln.astype(np.float64) @ size_nF2.reshape(n, -1)).reshape(len(end_Ln), -1, 2)
-        best = (size_LF2**2).sum((0, 2)).argmax()
-        out.append(size_LF2[:, best] @ added_F2T[best])
-    return out[0][:, ::-1], out[1]
-
-
 def clean_ecg(
     ecg: ECG,  # the record, at any rate
     mains_hz: float,  # mains frequency where it was recorded, 50 or 60 Hz; 0 = leave the mains in
@@ -459,7 +427,7 @@ def clean_ecg(
             ecg.source, f"mains_hz is {mains_hz}", "Give 50 or 60 (Hz), or 0 to leave the mains in."
         )
     pad = min(round(2 * ecg.fs), ecg.signal_LT.shape[1] - 1)
-    beyond = _hum_beyond(ecg.signal_LT, ecg.fs, mains_hz, pad)
+    beyond = hum_beyond(ecg.signal_LT, ecg.fs, mains_hz, pad)
     y_LT = zero_phase(_cleaning_sos(ecg.fs, mains_hz), ecg.signal_LT, pad, n_samples, beyond)
     y_LT[~ecg.lead_ok_L] = 0
     return replace(ecg, signal_LT=y_LT.astype(np.float32))
