@@ -183,7 +183,7 @@ class TrainConfig(TaskConfig):
     zoom: float = 0.0  # largest change of the logarithm of a cine's size, 0.1 is 0.905 to 1.105 times
     intensity: float = 0.0  # largest change of contrast (0.2 is 0.8 to 1.2 times), brightness by half of it
     # --- optimisation
-    epochs: int = 15  # passes over the training pairs
+    epochs: int = 13  # passes over the training pairs
     batch_size: int = 32  # pairs per step, which is also negatives + 1
     lr: float = 5e-4  # peak learning rate
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
