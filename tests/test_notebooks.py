@@ -121,7 +121,8 @@ def test_experiment_runs(name, repo, tmp_path):
     if name == "benchmark.ipynb":
         kept = tmp_path / "tables"
         shown = repo / "nbs" / "results" / "speed"
-        assert {p.name for p in kept.iterdir()} == {p.name for p in shown.iterdir()}
+        # the page also shows MMCL at its published sizes, which would take a minute here
+        assert {p.name for p in kept.iterdir()} | {"published.tsv"} == {p.name for p in shown.iterdir()}
         # the columns of what the page shows
         assert all(
             p.read_text().splitlines()[0] == (shown / p.name).read_text().splitlines()[0]
