@@ -1,7 +1,7 @@
 """Digests of what the library computes from `data_samples` in float32 with one thread, as JSON.
 
 `python tests/programs/same_numbers.py` prints them; `tests/same_numbers.json` holds those of the version that
-brought convolutional encoders.
+brought the third landmark of the phase.
 """
 
 import hashlib
