@@ -61,6 +61,8 @@ def test_the_readme_names_the_recipe(repo):
 def test_the_samples_are_small_and_hold_every_condition(repo):
     files = [f for f in (repo / "data_samples").rglob("*") if f.is_file() and "encoder" not in f.parts]
     assert sum(f.stat().st_size for f in files) < 15e6
+    encoder = (repo / "data_samples" / "encoder").rglob("*")
+    assert 1e6 < sum(f.stat().st_size for f in encoder if f.is_file()) < 3e6
     table = pd.read_csv(repo / "data_samples" / "participants.tsv", sep="\t")
     assert len(table) == 64 and (table[list(PREVALENCE)].sum() >= 2).all()
     described = json.loads((repo / "data_samples" / "participants.json").read_text())

@@ -181,8 +181,8 @@ def test_starting_frame_does_not_matter(prepared, name):
 
 
 def test_end_of_systole_is_the_same_frame_on_both_maps():
-    """On the linear map it is the measured one, on the systole map the canonical phase: the same of the 25
-    frames that the samples have, or its neighbour where the moment lies halfway between two.
+    """On the linear map it is the frame nearest in time, on the systole map the nearest in phase, of which each
+    side of the moment has its own slope: the same of the 25 frames, but where the moment lies about halfway.
     """
     cohort = read_cohort(samples_dir())
     few = replace(cohort, table=cohort.table.head(12))
@@ -196,7 +196,14 @@ def test_end_of_systole_is_the_same_frame_on_both_maps():
 
     a = distance(linear.frame_phase_PF, linear.es_phase_P).argmin(1)
     b = distance(systole.frame_phase_PF, np.full(12, CANONICAL_ES)).argmin(1)
-    assert systole.es_phase_P is None and (np.abs(a - b) <= 1).all() and (a == b).mean() > 0.6
+    es_P = np.asarray(linear.es_phase_P, np.float64) * 25
+    frame_P = np.floor(es_P)
+    before_P = (es_P - frame_P) * CANONICAL_ES / es_P
+    after_P = (frame_P + 1 - es_P) * (1 - CANONICAL_ES) / (25 - es_P)
+    assert systole.es_phase_P is None
+    assert (a == np.rint(es_P)).all()
+    assert (b == frame_P + (after_P < before_P)).all()
+    assert (np.abs(a - b) <= 1).all() and (a == b).sum() >= 11
 
 
 def test_unknown_phenotypes_are_left_out(prepared):

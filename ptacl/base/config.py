@@ -334,7 +334,9 @@ def as_it_ran(
     given: Mapping[str, object],  # settings that a finished or broken off run wrote
 ) -> dict[str, object]:  # the same; what did nothing then and is refused today is as it is by default
     "Settings of a run that took place, so that a run of an earlier version can still be opened."
-    entry = registered("system").get(given.get("system", TaskConfig.system))
+    if "system" not in given:  # of something else than training
+        return dict(given)
+    entry = registered("system").get(given["system"])
     idle = []
     if entry and not given.get("local_weight", TaskConfig.local_weight):
         idle += ["target_concentration"]
@@ -343,9 +345,8 @@ def as_it_ran(
         idle += ["alike_are"]
     if entry and "stacks" not in entry.needs:
         idle += ["n_slices"]
-    if "system" not in given:  # of something else than training
-        return dict(given)
-    return dict(cine_keep=1.0) | {k: v for k, v in given.items() if k not in idle}  # then new: all frames
+    looked_at_all = dict(cine_keep=1.0)  # before there was this field
+    return looked_at_all | {k: v for k, v in given.items() if k not in idle}
 
 
 # %% ../../nbs/base/10_config.ipynb #0483831b
