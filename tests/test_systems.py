@@ -181,8 +181,9 @@ def test_starting_frame_does_not_matter(prepared, name):
 
 
 def test_end_of_systole_is_the_same_frame_on_both_maps():
-    """On the linear map it is the frame nearest in time, on the systole map the nearest in phase, and
-    each side of the moment has a slope of its own: the same of the 25 frames, but where it lies about halfway.
+    """On the linear map it is the frame nearest in time, on the systole map the nearest in phase.
+
+    Each side of the moment has a slope of its own: the same of the 25 frames, but about halfway between two.
     """
     cohort = read_cohort(samples_dir())
     few = replace(cohort, table=cohort.table.head(12))
