@@ -332,6 +332,8 @@ def find_atrial_kick(
     t_F = cine.trigger_time_ms
     if t_F[0] > 0.1 * cine.rr_ms:  # it does not begin at R: what comes before the next R is not in order
         return float("nan")
+    if t_F[0] + cine.rr_ms - t_F[-1] > 2 * np.median(np.diff(t_F)):  # the end of diastole was not scanned
+        return float("nan")
     # the first frame again, at the next R peak
     t_N = np.append(t_F, t_F[0] + cine.rr_ms)
     fills_F = np.diff(np.append(smooth_F, smooth_F[0])) / np.diff(t_N)

@@ -51,7 +51,7 @@ def store_fields(
         is_valid_T=("bool", (T,), "whether the sample has a phase"),
         n_samples=("int32", (), "samples before the zeros"),
         cine_FHW=("uint8", (F, H, H), "cine, 255ths of its range"),
-        frame_phase_F=("float32", (F,), "cardiac phase of each frame"),
+        frame_phase_F=("float32", (F,), "cardiac phase of each frame, NaN = not seen by the scan"),
         measures_M=("float32", (len(MEASURES),), ", ".join(MEASURES)),
         digest_D=("uint8", (32,), twins),
     )

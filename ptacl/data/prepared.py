@@ -38,6 +38,7 @@ from ptacl.data.phase import (
     phase_distance,
     plausible_es_ms,
     resample_cycle,
+    seen_moments,
 )
 
 # %% ../../nbs/data/60_prepared.ipynb #5f7f7490
@@ -214,7 +215,8 @@ class PreparedCine:
     "A cine ready for training."
 
     cine_FHW: np.ndarray  # intensities in [0, 1], float32, (F, H, W)
-    frame_phase_F: np.ndarray  # cardiac phase of each frame, [0, 1), float32, (F,)
+    # cardiac phase of each frame, [0, 1), NaN = the scan did not see it, float32, (F,)
+    frame_phase_F: np.ndarray
     es_ms: float  # when the cavity is smallest, ms after the R peak; NaN = no cavity was found
     rr_ms: float  # RR interval of the scan, ms
     confidence: float  # how sure the place of the heart is, 0 to 1
@@ -279,6 +281,7 @@ def prepare_cine(
     scaled_FHW, scale = scale_intensity(cine.frames_FZHW[:, 0])
     frames_FHW = resample_cycle(scaled_FHW, cine.trigger_time_ms, cine.rr_ms, n_frames)
     phase_F = cine_phase(np.arange(n_frames) * cine.rr_ms / n_frames, cine.rr_ms, landmarks, phase_map)
+    phase_F[~seen_moments(cine.trigger_time_ms, cine.rr_ms, n_frames)] = np.nan
     volume_QZHW = None
     if n_slices > 1:
         volume_QZHW = ed_es_stacks(
