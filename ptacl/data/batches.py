@@ -33,11 +33,12 @@ from ptacl.base.core import BadInput
 from ptacl.base.parameters import listed
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
 from ptacl.data.cohort import Cohort, read_cohort
-from ptacl.data.participant import find_twins, prepare_participant, settings_of
+from ptacl.data.participant import prepare_participant, settings_of
 from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.store import Column, Store, open_store, store_in_memory
 from ptacl.data.store_files import is_store
 from ptacl.data.table import MODALITIES, REPORT_COLUMNS
+from ptacl.data.twins import find_twins
 
 
 # %% ../../nbs/data/90_batches.ipynb #8439ae2f
@@ -179,8 +180,8 @@ def _twins(kept: pd.DataFrame, items: dict[int, dict], wanted: Sequence[str]) ->
     "Rows of the report for those who have a recording of somebody else's."
     if not items:
         return []
-    digests = np.stack([x["digest_D"] for x in items.values()])
-    twins = find_twins(kept.participant_id.tolist(), digests, {m: kept[m].tolist() for m in MODALITIES})
+    signatures = np.stack([x["signature_MS"] for x in items.values()])
+    twins = find_twins(kept.participant_id.tolist(), signatures, {m: kept[m].tolist() for m in MODALITIES})
     return [r for r in twins if r["modality"] in wanted]
 
 
