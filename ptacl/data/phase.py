@@ -316,15 +316,19 @@ def ecg_phase(
     phase_T = np.zeros(ecg.signal_LT.shape[1], np.float32)
     is_valid_T = np.zeros(ecg.signal_LT.shape[1], bool)
     r_peaks = np.asarray(beats.r_peaks, dtype=np.int64)
-    for k in np.flatnonzero(np.asarray(beats.is_usable_K)[: max(len(r_peaks) - 1, 0)]):
-        start = r_peaks[k]
-        stop = r_peaks[k + 1]
-        rr_ms = (stop - start) * 1000 / ecg.fs
-        landmarks = landmark_times({n: at_K[k] for n, at_K in measured_K.items()}, rr_ms, phase_map)
-        phase = time_to_phase(np.arange(stop - start) * 1000 / ecg.fs, rr_ms, landmarks, phase_map)
-        # float32 must not round up to 1
-        phase_T[start:stop] = np.minimum(phase, np.nextafter(np.float32(1), np.float32(0)))
-        is_valid_T[start:stop] = True
+    usable = np.flatnonzero(np.asarray(beats.is_usable_K)[: max(len(r_peaks) - 1, 0)])
+    if not len(usable):
+        return phase_T, is_valid_T
+    n_samples = r_peaks[usable + 1] - r_peaks[usable]
+    rr_ms = n_samples * 1000 / ecg.fs
+    landmarks = landmark_times({n: at_K[usable] for n, at_K in measured_K.items()}, rr_ms, phase_map)
+    since = np.arange(n_samples.sum()) - np.repeat(np.cumsum(n_samples) - n_samples, n_samples)
+    of_samples = {n: np.repeat(at, n_samples) for n, at in landmarks.items()}
+    phase = time_to_phase(since * 1000 / ecg.fs, np.repeat(rr_ms, n_samples), of_samples, phase_map)
+    at_T = np.repeat(r_peaks[usable], n_samples) + since
+    # float32 must not round up to 1
+    phase_T[at_T] = np.minimum(phase, np.nextafter(np.float32(1), np.float32(0)))
+    is_valid_T[at_T] = True
     return phase_T, is_valid_T
 
 

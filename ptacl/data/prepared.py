@@ -21,6 +21,7 @@ __all__ = [
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -75,6 +76,16 @@ def from_steps(
 
 
 # %% ../../nbs/data/60_prepared.ipynb #b8de6ddf
+@lru_cache(maxsize=16)
+def _hum_waves(n_samples: int, fs: float) -> tuple[tuple[float, ...], np.ndarray]:
+    "Mains frequencies that a rate can hold, and for each what finds it and its neighbours, (T, 7 each)."
+    held = tuple(hz for hz in (50.0, 60.0) if 2 * (hz + 4) <= fs)
+    hz_N = np.array([hz + away for hz in held for away in (0, -4, -3, -2, 2, 3, 4)])
+    window_T = np.hanning(n_samples) / np.hanning(n_samples).sum()
+    t_T1 = np.arange(n_samples)[:, None] / fs
+    return held, window_T[:, None] * np.exp(-2j * np.pi * hz_N * t_T1)
+
+
 def hum_left(
     ecg: ECG,  # cleaned
     least_mv: float = 0.005,  # amplitude that counts, mV
@@ -84,22 +95,13 @@ def hum_left(
     T = x_LT.shape[1]
     if ecg.fs > T or not len(x_LT):
         return math.nan, 0.0
-    t_T = np.arange(T) / ecg.fs
-    window_T = np.hanning(T) / np.hanning(T).sum()
     x_LT = x_LT - x_LT.mean(1, keepdims=True)
-
-    def amplitude(hz: float) -> float:
-        "Root mean square over the leads, mV."
-        of_L = 2 * np.abs(x_LT @ (window_T * np.exp(-2j * np.pi * hz * t_T)))
-        return float(np.sqrt((of_L**2).mean()))
-
-    for hz in (50.0, 60.0):
-        if 2 * (hz + 4) > ecg.fs:
-            continue
-        found = amplitude(hz)
-        beside = np.mean([amplitude(hz + d) for d in (-4, -3, -2, 2, 3, 4)])
-        if found >= least_mv and found > 5 * beside:
-            return hz, found
+    held, waves_TN = _hum_waves(T, ecg.fs)
+    waves_LN = x_LT @ waves_TN.real + 1j * (x_LT @ waves_TN.imag)
+    amplitude_N = 2 * np.sqrt((np.abs(waves_LN) ** 2).mean(0))
+    for hz, (found, *beside) in zip(held, amplitude_N.reshape(-1, 7), strict=True):
+        if found >= least_mv and found > 5 * np.mean(beside):
+            return hz, float(found)
     return math.nan, 0.0
 
 
