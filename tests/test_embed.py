@@ -112,23 +112,31 @@ def test_one_class_two_ways(encoder):
 
 
 def test_memory_is_bounded(encoder):
-    "When a batch goes through the encoder, no more recordings have been read than it holds."
+    "When a batch goes through, no more recordings have been read than it and those of the threads hold."
     read = []
     seen = []
     ecg = read_ecg(sample_path("ecg", "sim-0001.hea"))
 
     def each():
-        for k in range(8):
+        for k in range(20):
             read.append(k)
             yield ecg
 
     hook = encoder.register_forward_pre_hook(lambda module, inputs: seen.append((len(read), len(inputs[0]))))
     try:
-        table = encoder.embed(each(), batch_size=3)
+        table = encoder.embed(each(), batch_size=3, workers=1)
+        alone = seen.copy()
+        seen.clear()
+        read.clear()
+        many = encoder.embed(each(), batch_size=3, workers=2)
     finally:
         hook.remove()
-    assert seen == [(3, 3), (6, 3), (8, 2)]
-    assert len(table) == 8 and np.ptp(table.to_numpy(), axis=0).max() < 1e-5
+    assert alone == [(3, 3), (6, 3), (9, 3), (12, 3), (15, 3), (18, 3), (20, 2)]
+    # two batches go through, one waits to be taken, one has been read
+    assert sorted(n for _, n in seen) == [2, *[3] * 6]
+    assert all(n_read <= 3 * (k + 4) for k, (n_read, _) in enumerate(sorted(seen)))
+    assert len(table) == 20 and np.ptp(table.to_numpy(), axis=0).max() < 1e-5
+    np.testing.assert_allclose(many, table, atol=1e-5)
 
 
 def test_every_kind_of_bad_source(encoder, tmp_path):
