@@ -230,7 +230,7 @@ def read_cine(
         copy=False,
     )
     for doubt, _ in [] if quiet else find_cine_doubts(cine, path.name):
-        warnings.warn(str(doubt), stacklevel=2)
+        warnings.warn(str(doubt), stacklevel=1)
     return cine
 
 
