@@ -258,7 +258,7 @@ def odd_places(
     if shape[0] == 1 and np.ptp(spacing_mm) < 1e-3 * z and z < 3:
         lost = f"a slice is as thick as its pixels are long, {z:.3g} mm"
         out.append((lost, "Check pixdim: a header that lost its sizes says 1 x 1 x 1 mm"))
-    if view == "sax" and shape[0] > 1 and not 4 <= z <= 20:
+    if view == "sax" and shape[0] > 1 and not 4 <= z <= 45:
         out.append((f"slices of the short axis are {z:.3g} mm apart", "Check pixdim[3] and the affine"))
     field = (shape[1] * y, shape[2] * x)
     if min(field) < 40 or max(field) > 700:

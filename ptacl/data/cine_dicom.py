@@ -87,12 +87,9 @@ def _pixels(read: Callable[[str], bytes], i: StudyImage, path: Path) -> np.ndarr
         d = pydicom.dcmread(io.BytesIO(raw), specific_tags=_PIXEL_TAGS, force=True)
         scale = [d.get("RescaleSlope") or 1, d.get("RescaleIntercept") or 0]
         wide = d.get("SamplesPerPixel") or 1
-        if wide == 1 and d.get("BitsAllocated") in (8, 16, 32) and (d.get("NumberOfFrames") or 1) == 1:
-            stored = d.pixel_array
-        elif wide == 1:
-            raise ValueError("bits or frames")
-        else:
-            stored = np.empty((*i.shape, int(wide)))
+        fits = d.get("BitsAllocated") in (8, 16, 32) and (d.get("NumberOfFrames") or 1) == 1
+        shape = i.shape if wide == 1 else (*i.shape, int(wide))  # colours are refused without a look
+        stored = d.pixel_array if fits and wide == 1 else np.broadcast_to(0, shape if fits else (0, 0))
         if d.get("PhotometricInterpretation") == "MONOCHROME1":  # low numbers are bright
             stored = (
                 (1 << d.BitsStored)

@@ -26,7 +26,7 @@ KNOWN_SERIES_NAME = re.compile(
 
 
 # %% ../../nbs/data/46_cine_slices.ipynb #90cf8554
-def _usable(images: list[StudyImage], path: Path, notes: list[str]) -> list[StudyImage]:
+def _chosen_images(images: list[StudyImage], path: Path, notes: list[str]) -> list[StudyImage]:
     "The magnitude images among those that were chosen."
     classic = [i for i in images if not i.is_foreign]
     series = {i.series for i in classic}
@@ -56,18 +56,20 @@ def _usable(images: list[StudyImage], path: Path, notes: list[str]) -> list[Stud
 class CineSlice:
     "The frames of one series at one place, in order of time."
 
-    images: list[StudyImage]
+    images: list[StudyImage]  # headers, in order of time
     time_ms: np.ndarray  # (F,), ms
     rr_ms: float  # NominalInterval of the series, ms
     missing: int  # frames that are not there
     n_twice: int = 0  # images with a trigger time that another has, which are left out
 
     @property
-    def first(self):
+    def first(self) -> StudyImage:  # header of the first frame
+        "The image that says where the slice lies."
         return self.images[0]
 
     @property
-    def label(self):  # free text of unknown content stays out of messages
+    def label(self) -> str:  # free text of unknown content stays out of messages
+        "What messages call it."
         name = self.first.name
         return name if KNOWN_SERIES_NAME.fullmatch(name) else f"series {self.first.number}"
 
@@ -298,7 +300,7 @@ def stack_of(
     notes: list[str],  # what is worth a warning is added here
 ) -> tuple[list[CineSlice], float]:  # slices in order along their normal, and their distance in mm
     "The slices of a cine."
-    images = _usable(images, path, notes)
+    images = _chosen_images(images, path, notes)
     slices = _parallel(_slices(images, rr_ms, path, notes), plane, path, notes)
     slices, spacing = _even_run(_complete(slices, path, notes), path, notes)
     return _agreeing(slices, path, notes), spacing

@@ -71,8 +71,8 @@ def _read_file(path: Path, name: str) -> bytes:
         with open(path / name, "rb") as f:
             raw = f.read(_MAX_FILE + 1)
     except OSError as e:
-        problem = f"a file in it cannot be read ({e.strerror or type(e).__name__})"
-        raise BadInput(path, problem, "Check who may read it, or take it out.") from None
+        why = e.strerror or type(e).__name__
+        raise BadInput(path, f"a file in it cannot be read ({why})", "Check who may read it.") from None
     if len(raw) <= _MAX_FILE:
         return raw
     if raw[128:132] == b"DICM":
