@@ -1,6 +1,6 @@
-"""Cine files with random damage: NIfTI, sidecars, DICOM images, zips. Each is read and gives the values of the
-whole file, other values that the damage explains (`EXPLAINED`), or one `BadInput`; never another exception, more
-than 10 s or more than 1 GiB. `test_fuzz_cine.py` runs some of them; as a command, with one line for each kind:
+"""Cine files with random damage: NIfTI, sidecars, DICOM images, zips. Each is read and gives the values of
+the whole file, other values that the damage explains (`EXPLAINED`), or one `BadInput`; never another
+exception, more than 10 s or more than 1 GiB. `test_fuzz_cine.py` runs some of them; as a command:
 
     python tests/fuzz_cine.py -n 8000 --seed 1
 """
@@ -48,6 +48,7 @@ EXPLAINED = {
     "nii dim": "other dimensions with as many pixels, one time a frame",
     "nii xyzt_units": "another unit of time or place; sizes are possible in it",
     "nii vox_offset": "as many bytes of pixels begin elsewhere",
+    "nii qoffset_x": "the place in the scanner by the qform, which does not contradict",
     "nii order": "bytes moved within the file: the pixels are those of the file",
     "json": "times, interval and view are those of the sidecar: rising, and a third of the cycle or more",
     "dcm PixelData": "pixels without a checksum",
@@ -71,13 +72,15 @@ EXPLAINED = {
     "dcm BitsAllocated": "another length of the stored numbers that fits",
     "dcm PixelRepresentation": "whether stored numbers have a sign",
     "dcm PhotometricInterpretation": "MONOCHROME1 is turned over",
+    "dcm SamplesPerPixel": "bytes of it and of what follows: the image is no image any more, which is said",
     "dcm RescaleSlope": "intensities are stored numbers times this one",
     "dcm RescaleIntercept": "intensities are stored numbers plus this one",
     "dcm Rows": "a picture of another size than most is left out, which is said",
     "dcm Columns": "a picture of another size than most is left out, which is said",
     "dcm preamble": "the file is no DICOM image any more, and missing, which is said",
     "dcm meta": "the file is no DICOM image any more, or of another transfer syntax",
-    "dcm structure": "elements moved or cut: an image is missing or has other pixels, which is said",
+    "dcm structure": "elements moved or cut: an image is missing, or has another value in one of them",
+    "dcm other": "an element with another length hides those behind it",
     "zip": "an entry is missing, which is said",
 }
 
@@ -189,35 +192,38 @@ ODD_NUMBERS = (
 NII_FIELDS = {n: int(f[1]) for n, f in nib.Nifti1Header.template_dtype.fields.items()}
 
 
-def nii_part(at: int, n_before: int, n_after: int) -> str:
-    "The part of a NIfTI file that lies at a place."
-    if n_before != n_after:
+def nii_part(before: bytes, after: bytes) -> str:
+    "The part of a NIfTI file that differs; of several, one that matters."
+    if len(before) != len(after):
         return "nii order"
-    if at >= 352:
+    changed = [k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    if not changed or changed[-1] >= 352:
         return "nii pixels"
-    name = max((offset, n) for n, offset in NII_FIELDS.items() if offset <= at)[1]
-    return f"nii {'srow' if name.startswith('srow') else name}"
+    names = [max((offset, n) for n, offset in NII_FIELDS.items() if offset <= k)[1] for k in changed]
+    parts = [f"nii {'srow' if n.startswith('srow') else n}" for n in names]
+    return next((p for p in parts if p in EXPLAINED), parts[0])
 
 
 def odd_nii(bases: Bases, rng: np.random.Generator) -> tuple[bytes, str]:
     "A damaged NIfTI: bytes, or a field of the header with an odd number."
     raw = bases.nii
     if rng.random() < 0.5:
-        out, at = harm(raw, rng, 0, 352 if rng.random() < 0.8 else None)
-        same = [a == b for a, b in zip(raw, out, strict=False)]
-        first = same.index(False) if False in same else at
-        return out, nii_part(first, len(raw), len(out))
+        out, _ = harm(raw, rng, 0, 352 if rng.random() < 0.8 else None)
+        return out, nii_part(raw, out)
     header = np.frombuffer(raw[:348], nib.Nifti1Header.template_dtype).copy()
     name = str(rng.choice([n for n in NII_FIELDS if header[n].dtype.kind in "iuf"]))
     values = header[name].reshape(-1)
     k = int(rng.integers(len(values)))
     odd = [0, -1, 1, 2, 3, 7, 8, 100, 32767, -32768, 65535, 1e30, -1e30, 1e-30, np.nan, np.inf, -np.inf]
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        new = np.array(rng.choice(odd) * (values[k] if rng.random() < 0.3 else 1))
-        values[k] = np.nan_to_num(new).astype(np.int64) if values.dtype.kind in "iu" else new
+    with np.errstate(all="ignore"):
+        new = float(rng.choice(odd)) * (float(values[k]) if rng.random() < 0.3 else 1)
+        if values.dtype.kind in "iu":
+            info = np.iinfo(values.dtype)
+            new = int(np.clip(np.nan_to_num(new), max(info.min, -(2**60)), min(info.max, 2**60)))
+        values[k] = new
     header[name] = values.reshape(header[name].shape)
-    return header.tobytes() + raw[348:], nii_part(NII_FIELDS[name], 0, 0)
+    out = header.tobytes() + raw[348:]
+    return out, nii_part(raw, out)
 
 
 def odd_sidecar(bases: Bases, rng: np.random.Generator) -> bytes:
@@ -451,7 +457,7 @@ def run_one(bases: Bases, folder: Path, seed: int, k: int) -> Outcome:
             warnings.simplefilter("ignore")
             if is_study and k % 5 == 0:
                 list_dicom_series(path)
-            cine = read_ukbb_cine(path, "sax")[0] if is_study else read_cine(path, quiet=True)
+            cine, notes = read_ukbb_cine(path, "sax") if is_study else (read_cine(path, quiet=True), [])
     except BadInput as e:
         problem = str(e)
         leaks = [s for s in write.SECRETS if s in problem]
@@ -464,6 +470,8 @@ def run_one(bases: Bases, folder: Path, seed: int, k: int) -> Outcome:
     else:
         detail = values_differ(bases.study if is_study else bases.cine, cine)
         what = "other" if detail else "same"
+        if what == "other" and is_study:
+            detail += " and said" if notes else " without a word"
     return Outcome(kind, where, what, detail, time.perf_counter() - start, peak_mib() - before)
 
 

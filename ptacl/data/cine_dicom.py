@@ -60,6 +60,7 @@ def _grid(slices: list[CineSlice], notes: list[str]) -> tuple[np.ndarray, float]
 
 
 # %% ../../nbs/data/48_cine_dicom.ipynb #c4febf4b
+_FORM_TAGS = ["PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"]
 _PIXEL_TAGS = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -77,8 +78,8 @@ _PIXEL_TAGS = [
 ]
 
 
-def _pixels(read: Callable[[str], bytes], i: StudyImage, path: Path) -> np.ndarray:
-    "Intensities of one image, float32, (H,W)."
+def _pixels(read: Callable[[str], bytes], i: StudyImage, path: Path) -> tuple[np.ndarray, tuple]:
+    "Intensities of one image, float32, (H,W), and the form in which they were stored."
     import pydicom
 
     d = None
@@ -122,7 +123,7 @@ def _pixels(read: Callable[[str], bytes], i: StudyImage, path: Path) -> np.ndarr
         np.float32(file_number(v, path, f"{tag} of file {i.entry}", -1e9, 1e9))
         for v, tag in zip(scale, tags, strict=True)
     )
-    return stored.astype(np.float32) * slope + intercept
+    return stored.astype(np.float32) * slope + intercept, tuple(str(d.get(tag)) for tag in _FORM_TAGS)
 
 
 def _packing(d: object) -> str:
@@ -199,9 +200,18 @@ def cine_from_images(
             f"{len(times)} frames of {len(kept)} slices of {h} x {w} pixels are more than a cine has",
             "Check Rows and Columns of the chosen series.",
         )
+    forms = set()
     frames_FZHW = None
     for z, s in enumerate(kept):
-        frames_FHW = np.stack([_pixels(read, i, path) for i in s.images])
+        pictures = [_pixels(read, i, path) for i in s.images]
+        frames_FHW = np.stack([a_HW for a_HW, _ in pictures])
+        forms |= {form for _, form in pictures}
+        if len(forms) > 1:
+            raise BadInput(
+                path,
+                f"the images of {s.label} are stored in {len(forms)} forms (BitsStored, sign or MONOCHROME1)",
+                "Their numbers do not mean the same: fetch the study again.",
+            )
         if len(slices) > 1:
             frames_FHW, made = _at_phases(frames_FHW, s.time_ms / s.rr_ms, times / rr)
             if made:
