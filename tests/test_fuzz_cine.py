@@ -1,4 +1,4 @@
-"Some of the damaged inputs of `fuzz_cine.py`: right values, values that the damage explains, or one `BadInput`."
+"Some of the damaged inputs of `fuzz_cine.py`: right values, explained ones, or one `BadInput`."
 
 import fuzz_cine
 
