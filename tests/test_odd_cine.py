@@ -310,6 +310,28 @@ def test_magnitude_and_phase_in_one_series(study, read, tags):
     refuse(lambda: read(only), "holds only phase or velocity images")
 
 
+def test_phase_of_ge(study, read):
+    "A private tag tells it: 0 magnitude, 1 phase."
+    for s in study.slices:
+        for d in s.images:
+            d.private_block(0x0043, "GEMS_PARM_01", create=True).add_new(0x2F, "SS", 1)
+    refuse(lambda: read(study), "holds only phase or velocity images")
+
+
+def test_velocities_without_a_word(nifti):
+    "Nothing tells it but the numbers."
+    pixels = stored(nifti) - 150
+    nib.save(nib.Nifti1Image(pixels, SIZES), nifti)
+    with pytest.warns(UserWarning, match="% of the pixels are negative, as in pictures of phase or velocity"):
+        read_cine(nifti)
+
+
+def test_colours_are_refused(study, read):
+    refuse(
+        lambda: read(every(study, PhotometricInterpretation="PALETTE COLOR")), "Only plain magnitude images"
+    )
+
+
 def test_monochrome1_is_turned_over(study, read):
     for s in study.slices:
         for d in s.images:
@@ -330,6 +352,22 @@ def test_foreign_files_do_not_stop_a_study(study, read):
     broken.ImagePositionPatient = ["0", "0"]
     large.Rows = 65535
     assert is_whole(read(study)) == []
+
+
+def test_other_files_do_not_stop_a_study(study, read):
+    "A zip, a picture, a file that only begins like DICOM, a damaged manifest."
+    inner = write.io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as z:
+        z.writestr("viewer.exe", b"MZ")
+    study.manifest = ""
+    study.extra = {
+        "viewer.zip": inner.getvalue(),
+        "a.jpg": b"\xff\xd8\xff" * 999,
+        "b.bin": b"\2\0\0\0UL\4\0" + b"\xff" * 300,
+        "manifest.csv": b"filename\n" + b"x" * 200_000,
+    }
+    notes = is_whole(read(study))
+    assert len(notes) == 1 and notes[0].endswith("is a zip within, which is not read")
 
 
 def test_enhanced_files_are_named(study, read):
@@ -420,7 +458,7 @@ def test_places_with_jitter(study, read):
     "Slices that are 0.6 mm off, and frames of one slice 0.6 mm apart."
     for k, off in enumerate((0.3, -0.6, 0.3, 0.0, -0.3)):
         for j, d in enumerate(study.slices[k].images):
-            depth = 10.0 * k + off + (0.3 if k == 1 and j % 2 else -0.3 if k == 1 else 0)
+            depth = 10.0 * k + off + (k == 1) * (0.3 - 0.6 * (j % 2))
             d.ImagePositionPatient = [f"{v:.4f}" for v in study.origin + depth * study.normal]
     cine, notes = read(study)
     assert np.array_equal(cine.frames_FZHW, beating()) and cine.spacing_mm[0] == pytest.approx(9.85, abs=0.1)
@@ -503,6 +541,16 @@ def test_one_bad_file_ends_no_check_and_no_preparation(study, tmp_path, monkeypa
     monkeypatch.setattr("ptacl.data.cohort.read_cine", lambda *a, **k: (_ for _ in ()).throw(MemoryError))
     found = check_cohort(cohort, progress=False)
     assert set(found.problem) == {"needs more memory than there is"} and set(found.severity) == {"left out"}
+
+
+def test_zips_are_checked_too(study, tmp_path):
+    "A cohort may have studies in zips: a whole one has no row, a damaged one has."
+    whole = study.write(tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "half.zip").write_bytes(whole[: len(whole) // 2])
+    table = "participant_id\tecg\tcine\np1\t\twhole.zip\np2\t\thalf.zip\n"
+    (tmp_path / "participants.tsv").write_text(table)
+    found = check_cohort(read_cohort(tmp_path), progress=False)
+    assert found.participant_id.tolist() == ["p2"] and found.problem[0].startswith("not a readable zip file")
 
 
 def test_samples_read_without_a_word():

@@ -36,6 +36,7 @@ from ptacl.data.cine_checks import (
     check_stack,
     check_times,
     is_phase_image,
+    odd_pixels,
     odd_places,
     odd_times,
 )
@@ -153,6 +154,7 @@ def find_cine_doubts(
     "What is odd about a cine although its file could be read."
     odd = [(note, "Look whether that is right, and correct the file if not") for note in cine.notes]
     odd += odd_times(cine.frames_FZHW, cine.trigger_time_ms, cine.rr_ms)
+    odd += odd_pixels(cine.frames_FZHW)
     odd += odd_places(cine.frames_FZHW.shape[1:], cine.spacing_mm, cine.affine, cine.view)
     return [(BadInput(source, problem, remedy), "warning") for problem, remedy in odd]
 

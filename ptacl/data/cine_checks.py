@@ -15,6 +15,7 @@ __all__ = [
     "check_affine",
     "odd_places",
     "is_phase_image",
+    "odd_pixels",
 ]
 
 # %% ../../nbs/data/28_cine_checks.ipynb #58d41ab5
@@ -285,3 +286,15 @@ def is_phase_image(
     if any(w in _MAGNITUDE or w.startswith("M_") for w in words):
         return False
     return any(w.replace("_", " ") in _NO_MAGNITUDE or w[:2] in ("P_", "V_", "R_", "I_") for w in words)
+
+
+# %% ../../nbs/data/28_cine_checks.ipynb #486eab53
+def odd_pixels(
+    frames_FZHW: np.ndarray,  # intensities, (F,Z,H,W)
+) -> list[tuple[str, str]]:  # what is odd, and what to do
+    "What is odd about the intensities of a cine."
+    share = float(np.mean([(frame < 0).mean() for frame in frames_FZHW]))
+    if share < 0.2:
+        return []
+    negative = f"{100 * share:.0f} % of the pixels are negative, as in pictures of phase or velocity"
+    return [(negative, "Give the series of magnitude images")]

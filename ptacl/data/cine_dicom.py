@@ -88,6 +88,9 @@ def _pixels(read: Callable[[str], bytes], i: StudyImage, path: Path) -> tuple[np
         d = pydicom.dcmread(io.BytesIO(raw), specific_tags=_PIXEL_TAGS, force=True)
         scale = [d.get("RescaleSlope") or 1, d.get("RescaleIntercept") or 0]
         wide = d.get("SamplesPerPixel") or 1
+        form = d.get("PhotometricInterpretation") or "MONOCHROME2"
+        if wide == 1 and form not in ("MONOCHROME1", "MONOCHROME2"):
+            wide = 3  # indices of colours
         fits = d.get("BitsAllocated") in (8, 16, 32) and (d.get("NumberOfFrames") or 1) == 1
         shape = i.shape if wide == 1 else (*i.shape, int(wide))  # colours are refused without a look
         stored = d.pixel_array if fits and wide == 1 else np.broadcast_to(0, shape if fits else (0, 0))
