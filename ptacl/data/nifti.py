@@ -54,7 +54,7 @@ def _read_header(start, path):
         sizes = [int.from_bytes(start[:4], order) for order in ("little", "big")]
         cls = nib.Nifti2Header if len(start) > 4 and 540 in sizes else nib.Nifti1Header
         raw = start[: cls.template_dtype.itemsize]
-        with _quiet_nibabel():
+        with _quiet_nibabel(), np.errstate(all="ignore"):
             head = cls(raw)
             pixdim = cls(raw, check=False)["pixdim"].astype(float)
             begin = int(head.get_data_offset())
@@ -177,8 +177,9 @@ def _forms(head, unit, path):
     out = []
     for name in ("sform", "qform"):
         try:
-            is_there = int(head[f"{name}_code"]) > 0
-            affine = np.diag([unit] * 3 + [1.0]) @ getattr(head, f"get_{name}")() if is_there else None
+            with np.errstate(all="ignore"):  # what overflows is refused below
+                is_there = int(head[f"{name}_code"]) > 0
+                affine = np.diag([unit] * 3 + [1.0]) @ getattr(head, f"get_{name}")() if is_there else None
         except (ValueError, ArithmeticError, nib.spatialimages.HeaderDataError):
             affine = np.full((4, 4), np.nan)
         if affine is not None and not (np.isfinite(affine).all() and np.abs(affine).max() < 1e6):
