@@ -135,7 +135,7 @@ def test_spacing_is_no_length(good, value):
 
 def test_spacing_of_zero_is_named(good):
     header(good, 76 + 8, "<f", 0.0)
-    refuse(good, "positive number of mm", "(8.0, 0.0, 2.0)")
+    refuse(good, "positive number of mm", "(8, 0, 2)")
 
 
 def test_metres_in_a_header_that_says_mm(good):
@@ -231,16 +231,16 @@ def test_field_missing(good, key):
         (TIMES[:-1], "24 trigger times for 25 frames"),
         (np.r_[TIMES, 859.0], "26 trigger times for 25 frames"),
         (TIMES[::-1], "do not increase: frame 0 at 825.6 ms, frame 1 at 791.2 ms"),
-        (np.zeros(F), "do not increase"),
+        (np.zeros(F), "all 25 trigger times are 0 ms. They were taken out"),
         (np.r_[TIMES[12:], TIMES[:12]], "do not increase: frame 12 at 825.6 ms, frame 13 at 0 ms"),
         (np.where(np.arange(F) == 3, np.nan, TIMES), "NaN"),
         (TIMES - 1, "negative"),
         (TIMES * 1.1, "is not below rr_ms 860"),
         ([], "0 trigger times"),
-        (34.4, "1 trigger times"),
-        ("now", "not a number"),
-        ([None] * F, "NaN"),
-        ([[1.0]] * F, "25 trigger times"),
+        (34.4, "not a list of numbers (34.4)"),
+        ("now", "not a list of numbers (text of 3 characters)"),
+        ([None] * F, "trigger time 0 is not a number (missing)"),
+        ([[1.0]] * F, "trigger time 0 is not a number (list of 1)"),
     ],
 )
 def test_trigger_times(good, times, words):

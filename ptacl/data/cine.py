@@ -8,6 +8,7 @@ __all__ = [
     "MIN_FRAMES",
     "Cine",
     "cine_from_array",
+    "find_cine_doubts",
     "sidecar_path",
     "read_cine",
     "write_cine",
@@ -18,9 +19,8 @@ __all__ = [
 import difflib
 import gzip
 import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,19 @@ import nibabel as nib
 import numpy as np
 
 from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.numbers import read_json_object, told_value
+from ptacl.data.cine_checks import (
+    MAX_PIXELS,
+    check_affine,
+    check_spacing,
+    check_stack,
+    check_times,
+    is_phase_image,
+    odd_pixels,
+    odd_places,
+    odd_times,
+)
+from ptacl.data.nifti import load_nifti, nifti_frames, nifti_geometry
 
 # %% ../../nbs/data/30_cine.ipynb #3c752138
 VIEWS = dict(  # name, in UK Biobank's spelling -> what it shows
@@ -50,16 +63,17 @@ class Cine:
     view: str  # one of VIEWS
     affine: np.ndarray | None  # 4x4, voxel (x, y, slice) -> scanner mm; None = unknown
     source: str  # the file, or "array"
+    notes: tuple[str, ...] = ()  # what was mended or assumed when it was read
 
 
 # %% ../../nbs/data/30_cine.ipynb #daa56c9c
-def _check_frames(frames, source):
+def _check_frames(frames, source, copy=True):
     "The array as float32 (F,Z,H,W), a copy; complains about shape, type and values that are not finite."
     a = np.asarray(frames)
     if a.dtype.kind not in "biuf":
         raise BadInput(
             source,
-            f"pixels are of type {a.dtype}",
+            f"pixels are of type {a.dtype!s:.40}",
             "A cine is a magnitude image with one real number a pixel.",
         )
     if a.ndim not in (3, 4):
@@ -79,9 +93,12 @@ def _check_frames(frames, source):
         raise BadInput(
             source, f"frames have shape {a.shape}", "Every slice needs at least 8 rows and 8 columns."
         )
-    a = np.array(a, dtype=np.float32, order="C")
-    if not np.isfinite(a).all():
-        n = int((~np.isfinite(a)).sum())
+    if a.size > MAX_PIXELS:
+        raise BadInput(source, f"{a.size} pixels are more than a cine has", "Give one stack of one cycle.")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is an error below
+        a = np.array(a, dtype=np.float32, order="C") if copy else a
+    n = sum(int((~np.isfinite(frame)).sum()) for frame in a)
+    if n:
         raise BadInput(
             source,
             f"{n} of {a.size} pixels are NaN or infinite",
@@ -90,81 +107,16 @@ def _check_frames(frames, source):
     return a
 
 
-def _check_times(trigger_time_ms, rr_ms, n_frames, source):
-    "Trigger times as float64 (F,) and RR as float; complains about count, order and range."
-    try:
-        t = np.array(trigger_time_ms, dtype=np.float64)
-        rr = float(rr_ms)
-    except (TypeError, ValueError):
-        raise BadInput(
-            source,
-            f"trigger_time_ms {trigger_time_ms!r:.60} or rr_ms {rr_ms!r:.20} is not a number",
-            "Give one number a frame and one number, in ms.",
-        ) from None
-    if t.shape != (n_frames,):
-        raise BadInput(
-            source,
-            f"{t.size} trigger times for {n_frames} frames",
-            "Give one trigger time a frame (DICOM 0018,1060), in ms.",
-        )
-    if not np.isfinite(t).all() or t[0] < 0:
-        raise BadInput(
-            source,
-            f"trigger times hold a negative, NaN or infinite value ({t.min():g} ms)",
-            "They count from the R peak in ms.",
-        )
-    if (np.diff(t) <= 0).any():
-        k = int(np.argmax(np.diff(t) <= 0))
-        raise BadInput(
-            source,
-            f"trigger times do not increase: frame {k} at {t[k]:g} ms, frame {k + 1} at {t[k + 1]:g} ms",
-            "Sort the frames by trigger time before they are stored.",
-        )
-    if not 250 <= rr <= 3000:
-        raise BadInput(
-            source,
-            f"rr_ms is {rr:g}, outside 250-3000 ms",
-            "Give the RR interval (DICOM 0018,1062 NominalInterval) in ms.",
-        )
-    if t[-1] >= rr:
-        raise BadInput(
-            source,
-            f"last trigger time {t[-1]:g} ms is not below rr_ms {rr:g}",
-            "Use the RR interval of this very series.",
-        )
-    return t, rr
-
-
 # %% ../../nbs/data/30_cine.ipynb #3d937b16
-def _check_spacing(spacing_mm, source):
-    "Spacing as three floats (slice, row, column)."
-    s = tuple(float(v) for v in spacing_mm)
-    if len(s) != 3:
-        raise BadInput(source, f"spacing_mm has {len(s)} numbers", "Give (slice, row, column) in mm.")
-    if not all(np.isfinite(v) and v > 0 for v in s):
-        raise BadInput(
-            source,
-            f"spacing_mm is {s}",
-            "Every spacing must be a positive number of mm: correct pixdim[1..3].",
-        )
-    if not all(0.1 <= v <= 20 for v in s[1:]):
-        raise BadInput(
-            source,
-            f"a pixel of {s[1]:g} x {s[2]:g} mm is not one of a heart",
-            "Give mm, not m or um: correct pixdim and xyzt_units.",
-        )
-    return s
-
-
 def _check_view(view, source):
     "The view in our spelling."
-    v = {"lax_2c": "lax_2ch", "lax_3c": "lax_3ch", "lax_4c": "lax_4ch"}.get(str(view), str(view))
+    v = {"lax_2c": "lax_2ch", "lax_3c": "lax_3ch", "lax_4c": "lax_4ch"}.get(str(view)[:40], str(view)[:40])
     if v in VIEWS:
         return v
-    near = difflib.get_close_matches(str(view).lower(), VIEWS, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(v.lower(), VIEWS, n=1, cutoff=0.3)
     raise BadInput(
         source,
-        f"view is {view!r}",
+        f"view is unknown ({told_value(view)})",
         f"Use one of {', '.join(VIEWS)}" + (f"; did you mean {near[0]}?" if near else "."),
     )
 
@@ -180,86 +132,31 @@ def cine_from_array(
     *,
     affine: np.ndarray | None = None,  # 4x4, voxel (x, y, slice) -> scanner mm
     source: str = "array",  # what an error calls it
+    notes: Sequence[str] = (),  # what was mended or assumed when it was read
+    # False = float32 frames (F,Z,H,W) become those of the cine, for readers that made them
+    copy: bool = True,
 ) -> Cine:  # checked, with its own copy of everything
     "A cine from plain arrays."
-    frames_FZHW = _check_frames(frames, source)
-    t, rr = _check_times(trigger_time_ms, rr_ms, len(frames_FZHW), source)
-    affine = None if affine is None else np.array(affine, dtype=np.float64)
-    return Cine(
-        frames_FZHW, _check_spacing(spacing_mm, source), t, rr, _check_view(view, source), affine, source
-    )
+    frames_FZHW = _check_frames(frames, source, copy)
+    t, rr = check_times(trigger_time_ms, rr_ms, len(frames_FZHW), source)
+    spacing = check_spacing(spacing_mm, source)
+    view = _check_view(view, source)
+    check_stack(frames_FZHW.shape[1], spacing, view, source)
+    affine = None if affine is None else check_affine(affine, spacing, source)
+    return Cine(frames_FZHW, spacing, t, rr, view, affine, source, tuple(notes))
 
 
-# %% ../../nbs/data/30_cine.ipynb #d5bc711d
-def _unpack(path):
-    "All bytes of a .nii or .nii.gz, with the checksum verified."
-    raw = path.read_bytes()
-    if raw[:2] != b"\x1f\x8b":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise BadInput(
-            path, f"the compressed file is truncated or damaged ({e})", "Copy or export it again."
-        ) from None
-
-
-@contextmanager
-def _quiet_nibabel() -> Iterator[None]:  # a context
-    "Nothing on the screen from nibabel's own log: what is wrong with a file is an error of ours, once."
-    logger = nib.imageglobals.logger
-    was = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = was
-
-
-def _load_nifti(path):
-    "The image, as long as its header says, and pixdim as it stands in the file (nibabel turns 0 into 1)."
-    raw = _unpack(path)
-    try:
-        sizes = [int.from_bytes(raw[:4], order) for order in ("little", "big")]
-        cls = nib.Nifti2Image if len(raw) > 4 and 540 in sizes else nib.Nifti1Image
-        with _quiet_nibabel():
-            img = cls.from_bytes(raw)  # what is wrong is said below, once
-        size = cls.header_class.template_dtype.itemsize
-        pixdim = cls.header_class(raw[:size], check=False)["pixdim"].astype(float)
-    except Exception as e:  # nibabel raises many kinds for a bad header
-        raise BadInput(
-            path,
-            f"not a readable NIfTI file ({type(e).__name__}: {e})",
-            "Export the series as .nii.gz again.",
-        ) from None
-    head = img.header
-    n_pixels = int(np.prod(img.shape, dtype=np.int64))
-    expected = int(img.dataobj.offset) + n_pixels * head.get_data_dtype().itemsize
-    if len(raw) != expected:
-        raise BadInput(
-            path,
-            f"header says {img.shape} of {head.get_data_dtype()}, {expected} bytes, but there are {len(raw)}",
-            "The file is truncated or its header is not its own: export it again.",
-        )
-    return img, pixdim
-
-
-def _geometry(img, pixdim, path):
-    "Spacing (slice, row, column) in mm, verified against the affine, and the affine in mm."
-    # metres, micrometres, otherwise mm
-    unit = {1: 1e3, 3: 1e-3}.get(int(img.header["xyzt_units"]) % 8, 1.0)
-    x, y, z = (float(v) * unit for v in pixdim[1:4])
-    spacing = _check_spacing((z, y, x), path)
-    affine = np.diag([unit] * 3 + [1.0]) @ img.affine
-    in_affine = nib.affines.voxel_sizes(affine)
-    if not np.allclose(in_affine, (x, y, z), rtol=0.02):
-        raise BadInput(
-            path,
-            f"pixdim says {x:.4g} x {y:.4g} x {z:.4g} mm, "
-            f"the affine {' x '.join(f'{v:.4g}' for v in in_affine)} mm",
-            "The header contradicts itself: export the series again or correct the wrong one.",
-        )
-    return spacing, affine
+# %% ../../nbs/data/30_cine.ipynb #656d0c43
+def find_cine_doubts(
+    cine: Cine,  # one recording
+    source: str = "",  # what the report calls it
+) -> list[tuple[BadInput, str]]:  # what is odd, each with "warning"
+    "What is odd about a cine although its file could be read."
+    odd = [(note, "Look whether that is right, and correct the file if not") for note in cine.notes]
+    odd += odd_times(cine.frames_FZHW, cine.trigger_time_ms, cine.rr_ms)
+    odd += odd_pixels(cine.frames_FZHW)
+    odd += odd_places(cine.frames_FZHW.shape[1:], cine.spacing_mm, cine.affine, cine.view)
+    return [(BadInput(source, problem, remedy), "warning") for problem, remedy in odd]
 
 
 # %% ../../nbs/data/30_cine.ipynb #4e9ca858
@@ -282,12 +179,12 @@ def _read_sidecar(path, n, dt):
     )
     if not side.is_file():
         raise BadInput(path, f"no sidecar {side.name}, so the time of the frames is not known", advice)
-    try:
-        d = json.loads(side.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise BadInput(side, f"not valid JSON ({e})", "Write the sidecar again.") from None
-    if not isinstance(d, Mapping):
-        raise BadInput(side, f"holds a {type(d).__name__}", "A sidecar is one JSON object.")
+    d = read_json_object(side, "Write the sidecar again.")
+    words = d.get("ImageType") if isinstance(d.get("ImageType"), list) else []
+    if is_phase_image(words, d.get("ComplexImageComponent", "")):
+        raise BadInput(side, "ImageType says phase or velocity", "Give the series of magnitude images.")
+    if str(d.get("Modality") or "MR").upper() not in ("MR", "MAGNETIC RESONANCE"):
+        raise BadInput(side, "Modality is not MR", "Give a cine of magnetic resonance.")
     missing = [k for k in ("view", "trigger_time_ms", "rr_ms") if d.get(k) is None]
     if missing:
         raise BadInput(side, f"{' and '.join(missing)} missing", advice)
@@ -297,28 +194,55 @@ def _read_sidecar(path, n, dt):
 # %% ../../nbs/data/30_cine.ipynb #f8ca666b
 def read_cine(
     path: str | Path,  # 4-D NIfTI (x, y, slice, time), .nii or .nii.gz, with a sidecar of the same name
+    quiet: bool = False,  # True = without warnings about what is odd; `find_cine_doubts` tells it
 ) -> Cine:  # all slices, intensities as stored (scl_slope applied)
     "Read a cine and its sidecar."
     path = Path(path)
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero
+        is_there = False
+    if not is_there:
         raise BadInput(path, "no such file", "Check the path in the table's column `cine`.")
-    img, pixdim = _load_nifti(path)
-    if len(img.shape) != 4:
+    nifti = load_nifti(path)
+    shape = nifti.shape
+    if len(shape) != 4:
         raise BadInput(
             path,
-            f"{len(img.shape)}-D image {img.shape}",
-            "A cine is 4-D (x, y, slice, time): export all frames of the series.",
+            f"{len(shape)}-D image {shape}",
+            f"A cine is 4-D (x, y, slice, time): export all frames of the series.{_axis_hint(shape)}",
         )
-    if img.shape[3] < MIN_FRAMES:
+    if shape[3] < MIN_FRAMES:
         raise BadInput(
             path,
-            f"{img.shape[3]} frame(s), a cine needs at least {MIN_FRAMES}",
+            f"{shape[3]} frame(s), a cine needs at least {MIN_FRAMES}",
             "Give the series with all frames of the cycle.",
         )
-    view, trigger_time_ms, rr_ms = _read_sidecar(path, img.shape[3], pixdim[4])
-    spacing_mm, affine = _geometry(img, pixdim, path)
-    frames = np.asanyarray(img.dataobj).transpose(3, 2, 1, 0)
-    return cine_from_array(frames, spacing_mm, trigger_time_ms, rr_ms, view, affine=affine, source=str(path))
+    view, trigger_time_ms, rr_ms = _read_sidecar(path, shape[3], nifti.pixdim[4])
+    spacing_mm, affine, notes = nifti_geometry(nifti, path)
+    cine = cine_from_array(
+        nifti_frames(nifti, path),
+        spacing_mm,
+        trigger_time_ms,
+        rr_ms,
+        view,
+        affine=affine,
+        source=str(path),
+        notes=notes,
+        copy=False,
+    )
+    for doubt, _ in [] if quiet else find_cine_doubts(cine, path.name):
+        warnings.warn(str(doubt), stacklevel=1)
+    return cine
+
+
+def _axis_hint(shape: tuple[int, ...]) -> str:
+    "How to bring the axes of an image into order, where that can be told."
+    if len(shape) == 3 and shape[2] >= MIN_FRAMES:
+        return " If its third axis is time, put the slice before it: `a[:, :, None]`."
+    if len(shape) == 5 and shape[3] == 1:
+        return " Its time stands in dimension 5: take dimension 4 away, `a[:, :, :, 0]`."
+    return ""
 
 
 # %% ../../nbs/data/30_cine.ipynb #9a2f4026

@@ -8,6 +8,7 @@ __all__ = [
     "Cohort",
     "locate_recordings",
     "read_cohort",
+    "as_bad_input",
     "check_cohort",
     "leave_out",
     "cohort_counts",
@@ -25,7 +26,8 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from ptacl.base.core import BadInput
-from ptacl.data.cine import read_cine
+from ptacl.data.cine import find_cine_doubts, read_cine
+from ptacl.data.dicom_study import list_dicom_series
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.table import (
     DEFAULT_SHARES,
@@ -55,13 +57,13 @@ def find_recording(
         raise BadInput(cell, "is an absolute path", inside)
     try:
         ways = [p.resolve() for p in (root / cell, root / f"{cell}.hea")]
+        is_there = ways[0].is_file() or (modality == "ecg" and ways[1].is_file())
     except (OSError, RuntimeError, ValueError) as e:
-        raise BadInput(
-            cell, f"cannot be followed ({type(e).__name__})", "Correct the path or the link."
-        ) from None
+        why = f"cannot be followed ({type(e).__name__})"
+        raise BadInput(f"{cell:.80}", why, "Correct the path or the link.") from None
     if not all(p.is_relative_to(root) for p in ways):
         raise BadInput(cell, "leads out of the cohort folder", inside)
-    if ways[0].is_file() or (modality == "ecg" and ways[1].is_file()):
+    if is_there:
         return root / cell
     raise BadInput(
         cell,
@@ -202,16 +204,45 @@ def read_cohort(
     )
 
 
+# %% ../../nbs/data/65_cohort.ipynb #1281e570
+def as_bad_input(
+    e: Exception,  # whatever reading or preparing a recording raised
+) -> BadInput:  # without a source
+    "What the report says about an exception; a fault of ours without its message, which may quote the file."
+    if isinstance(e, BadInput):
+        return e
+    if isinstance(e, MemoryError):
+        few = "Run again with fewer workers; if it stays so, leave the participant out"
+        return BadInput("", "needs more memory than there is", few)
+    if isinstance(e, OSError):
+        problem = f"cannot be read ({e.strerror or type(e).__name__})"
+        return BadInput("", problem, "Check the file, and run again")
+    at = e.__traceback__
+    while at.tb_next:
+        at = at.tb_next
+    where = f"{Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}"
+    return BadInput(
+        "",
+        f"ptacl itself failed ({type(e).__name__} in {where})",
+        "Please report it, with a file that shows it if you may share one",
+    )
+
+
 # %% ../../nbs/data/65_cohort.ipynb #8588b0dc
 def _read_one(root: Path, participant_id: str, modality: str, cell: str) -> list[dict]:
     "Rows of the report about one recording, none if it is fine."
     try:
         if modality == "cine":
-            read_cine(find_recording(root, cell, modality))
-            return []
+            path = find_recording(root, cell, modality)
+            if path.suffix.lower() == ".zip":  # its view is known where it is prepared
+                list_dicom_series(path)
+                return []
+            doubts = find_cine_doubts(read_cine(path, quiet=True), cell)
+            return [report_row(participant_id, modality, error, severity) for error, severity in doubts]
         ecg = read_ecg(find_recording(root, cell, modality))
-    except BadInput as e:
-        return [report_row(participant_id, modality, BadInput(cell, e.problem, e.remedy))]
+    except Exception as e:  # one file never ends a check
+        error = as_bad_input(e)
+        return [report_row(participant_id, modality, BadInput(cell, error.problem, error.remedy))]
     flat = [name for name, ok in zip(ecg.lead_names, ecg.lead_ok_L, strict=True) if not ok]
     if not flat:
         return []

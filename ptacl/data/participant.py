@@ -16,8 +16,8 @@ import numpy as np
 
 from ptacl.base.config import Preparation
 from ptacl.base.core import BadInput
-from ptacl.data.cine import Cine, read_cine
-from ptacl.data.cohort import find_recording
+from ptacl.data.cine import Cine, find_cine_doubts, read_cine
+from ptacl.data.cohort import as_bad_input, find_recording
 from ptacl.data.ecg import ECG, STANDARD_LEADS
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.prepared import PreparedCine, PreparedECG, find_doubts, prepare_cine, prepare_ecg, to_steps
@@ -92,7 +92,7 @@ def read_recording(
         return read_ecg(path), []
     if path.suffix.lower() == ".zip":
         return read_ukbb_cine(path, settings.get("view", "sax"), middle_only="n_slices" not in settings)
-    return read_cine(path), []
+    return read_cine(path, quiet=True), []
 
 
 # %% ../../nbs/data/66_participant.ipynb #c3c516a6
@@ -120,14 +120,15 @@ def _prepare_cine_of(
         view=settings.get("view", "sax"),
         n_slices=settings.get("n_slices", 1),
     )
+    doubts = find_cine_doubts(recording)
     if not np.isnan(cine.es_ms):
-        return cine, []
+        return cine, doubts
     lost = BadInput(
         "",
         "no cavity of the left ventricle could be followed",
         "Look at the slice; its end of systole was predicted from the heart rate",
     )
-    return cine, [(lost, "warning")]
+    return cine, [*doubts, (lost, "warning")]
 
 
 _NO_ECG = SimpleNamespace(
@@ -184,11 +185,10 @@ def prepare_participant(
             recording, mended = read(modality)
             done[modality], doubts = prepare(recording, settings)
             notes = [BadInput("", note, "Nothing need be done: it was mended") for note in mended]
+            doubts = [(e, severity) for e, severity in doubts if e.problem not in mended]
             doubts = [*((note, "warning") for note in notes), *doubts]
-        except MemoryError:
-            raise
-        except Exception as e:
-            doubts = [(_as_bad_input(e), "left out")]
+        except Exception as e:  # one participant never ends a preparation
+            doubts = [(as_bad_input(e), "left out")]
         for error, severity in doubts:
             error = BadInput(row[modality], error.problem, error.remedy)
             report.append(report_row(row["participant_id"], modality, error, severity))
@@ -197,21 +197,3 @@ def prepare_participant(
     if len(done) < len(wanted):
         return None, report
     return _as_fields(done.get("ecg", _NO_ECG), done.get("cine", _NO_CINE), settings["fs"]), report
-
-
-def _as_bad_input(e: Exception) -> BadInput:
-    "What the report says about an exception; a fault of ours without its message, which may quote the file."
-    if isinstance(e, BadInput):
-        return e
-    if isinstance(e, OSError):
-        problem = f"cannot be read ({e.strerror or type(e).__name__})"
-        return BadInput("", problem, "Check the file, and run again")
-    at = e.__traceback__
-    while at.tb_next:
-        at = at.tb_next
-    where = f"{Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}"
-    return BadInput(
-        "",
-        f"ptacl itself failed ({type(e).__name__} in {where})",
-        "Please report it, with a file that shows it if you may share one",
-    )

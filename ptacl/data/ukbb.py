@@ -17,7 +17,8 @@ import pandas as pd
 
 from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine
-from ptacl.data.cine_dicom import KNOWN_SERIES_NAME, cine_from_images
+from ptacl.data.cine_dicom import cine_from_images
+from ptacl.data.cine_slices import KNOWN_SERIES_NAME
 from ptacl.data.dicom_study import open_study, study_images
 from ptacl.data.ecg import ECG
 from ptacl.data.ecg_dicom import quiet_pydicom
