@@ -24,7 +24,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, as_bad_input, is_file
 from ptacl.data.cine import read_cine
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.table import (
@@ -51,20 +51,21 @@ def find_recording(
     "The recording that a cell names; it must exist, inside the cohort."
     root = Path(root).resolve()
     inside = "Copy the recording into the cohort's folder and write its path relative to participants.tsv."
+    told = cell if len(cell) <= 200 else f"{cell[:60]}..."
     if Path(cell).is_absolute() or re.match(r"[A-Za-z]:", cell):
-        raise BadInput(cell, "is an absolute path", inside)
+        raise BadInput(told, "is an absolute path", inside)
     try:
         ways = [p.resolve() for p in (root / cell, root / f"{cell}.hea")]
     except (OSError, RuntimeError, ValueError) as e:
         raise BadInput(
-            cell, f"cannot be followed ({type(e).__name__})", "Correct the path or the link."
+            told, f"cannot be followed ({type(e).__name__})", "Correct the path or the link."
         ) from None
     if not all(p.is_relative_to(root) for p in ways):
-        raise BadInput(cell, "leads out of the cohort folder", inside)
-    if ways[0].is_file() or (modality == "ecg" and ways[1].is_file()):
+        raise BadInput(told, "leads out of the cohort folder", inside)
+    if is_file(ways[0]) or (modality == "ecg" and is_file(ways[1])):
         return root / cell
     raise BadInput(
-        cell,
+        told,
         "no such file",
         "Write / between folders."
         if "\\" in cell
@@ -210,8 +211,9 @@ def _read_one(root: Path, participant_id: str, modality: str, cell: str) -> list
             read_cine(find_recording(root, cell, modality))
             return []
         ecg = read_ecg(find_recording(root, cell, modality))
-    except BadInput as e:
-        return [report_row(participant_id, modality, BadInput(cell, e.problem, e.remedy))]
+    except Exception as e:  # one bad file ends no check
+        found = as_bad_input(e)
+        return [report_row(participant_id, modality, BadInput(cell, found.problem, found.remedy))]
     flat = [name for name, ok in zip(ecg.lead_names, ecg.lead_ok_L, strict=True) if not ok]
     if not flat:
         return []

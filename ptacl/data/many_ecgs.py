@@ -18,7 +18,7 @@ import numpy as np
 from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, as_bad_input
 from ptacl.data.ecg import ECG, ecg_from_array
 from ptacl.data.ecg_files import READERS, read_ecg
 from ptacl.data.prepared import ecg_windows
@@ -58,11 +58,8 @@ def _named_ecg(
         name = item.source
     try:
         return name, _one_ecg(item, k, fs, lead_names)
-    except BadInput as e:
-        return name, e
-    except OSError as e:
-        problem = f"cannot be read ({type(e).__name__})"
-        return name, BadInput(name, problem, "Check the path and who may read it")
+    except Exception as e:  # one bad file ends no batch
+        return name, as_bad_input(e, name)
 
 
 def _one_ecg(

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ptacl.base.config import Preparation
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, as_bad_input
 from ptacl.data.cine import Cine, read_cine
 from ptacl.data.cohort import find_recording
 from ptacl.data.ecg import ECG, STANDARD_LEADS
@@ -194,10 +194,8 @@ def prepare_participant(
             done[modality], doubts = prepare(recording, settings)
             notes = [BadInput("", note, "Nothing need be done: it was mended") for note in mended]
             doubts = [*((note, "warning") for note in notes), *doubts]
-        except MemoryError:
-            raise
         except Exception as e:
-            doubts = [(_as_bad_input(e), "left out")]
+            doubts = [(as_bad_input(e), "left out")]
         for error, severity in doubts:
             error = BadInput(row[modality], error.problem, error.remedy)
             report.append(report_row(row["participant_id"], modality, error, severity))
@@ -206,24 +204,6 @@ def prepare_participant(
     if len(done) < len(wanted):
         return None, report
     return _as_fields(done.get("ecg", _NO_ECG), done.get("cine", _NO_CINE)), report
-
-
-def _as_bad_input(e: Exception) -> BadInput:
-    "What the report says about an exception; a fault of ours without its message, which may quote the file."
-    if isinstance(e, BadInput):
-        return e
-    if isinstance(e, OSError):
-        problem = f"cannot be read ({e.strerror or type(e).__name__})"
-        return BadInput("", problem, "Check the file, and run again")
-    at = e.__traceback__
-    while at.tb_next:
-        at = at.tb_next
-    where = f"{Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}"
-    return BadInput(
-        "",
-        f"ptacl itself failed ({type(e).__name__} in {where})",
-        "Please report it, with a file that shows it if you may share one",
-    )
 
 
 # %% ../../nbs/data/66_participant.ipynb #82b8375a
