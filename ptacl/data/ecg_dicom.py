@@ -81,7 +81,8 @@ def _dicom_mv(group: object, k: int, raw_T: np.ndarray, source: str) -> np.ndarr
     x_T = raw_T.astype(np.float64)
     # the sign of 12 bits in 16 need not have been carried on to the upper four
     if raw_T.dtype.kind == "i" and 1 < bits < 8 * raw_T.itemsize and not is_pad_T.all():
-        low, high = x_T[~is_pad_T].min(), x_T[~is_pad_T].max()
+        low = x_T[~is_pad_T].min()
+        high = x_T[~is_pad_T].max()
         if low >= 0 and 2 ** (bits - 1) <= high < 2**bits:
             x_T = np.where(x_T >= 2 ** (bits - 1), x_T - 2**bits, x_T)
     x_T = x_T * step + number("ChannelBaseline", 0)

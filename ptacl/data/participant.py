@@ -28,8 +28,9 @@ from ptacl.base.core import BadInput, as_bad_input
 from ptacl.data.cine import Cine, read_cine
 from ptacl.data.cohort import find_recording
 from ptacl.data.ecg import ECG, STANDARD_LEADS
+from ptacl.data.ecg_doubts import ecg_doubts
 from ptacl.data.ecg_files import read_ecg
-from ptacl.data.prepared import PreparedCine, PreparedECG, find_doubts, prepare_cine, prepare_ecg, to_steps
+from ptacl.data.prepared import PreparedCine, PreparedECG, prepare_cine, prepare_ecg, to_steps
 from ptacl.data.table import MODALITIES, report_row
 from ptacl.data.ukbb import read_ukbb_cine
 
@@ -116,7 +117,7 @@ def _prepare_ecg_of(
         record_s=2 * settings["window_s"],
         phase_map=settings["phase_map"],
     )
-    return ecg, find_doubts(ecg, "")
+    return ecg, ecg_doubts(recording, ecg, settings["window_s"])
 
 
 def _prepare_cine_of(
