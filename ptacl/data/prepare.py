@@ -29,7 +29,7 @@ from ptacl.data.completing import UNWRITTEN, add_shard, finish_store, locked_sto
 from ptacl.data.participant import PREPARATION, find_twins, prepare_participant, settings_of
 from ptacl.data.phenotypes import read_phenotypes
 from ptacl.data.store import Store, open_store
-from ptacl.data.table import REPORT_COLUMNS, report_row, split_of
+from ptacl.data.table import REPORT_COLUMNS, report_row, split_of, split_shares
 from ptacl.data.ukbb import pair_ukbb
 
 
@@ -43,6 +43,8 @@ class PrepareConfig(Preparation, DataConfig):
     # --- UK Biobank
     instance: int = 2  # UK Biobank only: visit, 2 is the first imaging, 3 the repeat
     phenotypes: str = ""  # UK Biobank only: table of phenotypes (CSV, TSV or Parquet), or empty for none
+    columns: str = ""  # of that table also these, by field, header or our name: "sex=31, age=21003, 131286"
+    shares: str = "0.7 0.1 0.2"  # of train, val and test, where the table does not say who is in which
     # --- run
     workers: int = 2  # processes that read and prepare
     shard_size: int = 1000  # participants in one file of the store
@@ -60,11 +62,13 @@ def read_source(
     instance: int = 2,  # UK Biobank's visit
     phenotypes: str | Path | None = None,  # UK Biobank's table; None = none
     view: str = "sax",  # which cines
+    columns: str = "",  # of UK Biobank's table also these, as in `read_phenotypes`
+    shares: str = "0.7 0.1 0.2",  # of train, val and test, where the table does not say who is in which
 ) -> Cohort:  # recordings were looked for, not opened
     "A cohort from whatever kind of folder there is."
     folder = Path(folder)
     if (folder / "participants.tsv").is_file():
-        return read_cohort(folder)
+        return read_cohort(folder, split_shares(shares))
     if not folder.is_dir():
         raise BadInput(
             folder,
@@ -77,10 +81,17 @@ def read_source(
             "neither participants.tsv nor UK Biobank bulk files are there",
             "Give a cohort folder like data_samples, or one with files such as 1000001_20205_2_0.xml",
         )
-    return _bulk_files(folder, instance, phenotypes, view)
+    return _bulk_files(folder, instance, phenotypes, view, columns, split_shares(shares))
 
 
-def _bulk_files(folder: Path, instance: int, phenotypes: str | Path | None, view: str) -> Cohort:
+def _bulk_files(
+    folder: Path,
+    instance: int,
+    phenotypes: str | Path | None,
+    view: str,
+    columns: str,
+    shares: tuple[float, float, float],
+) -> Cohort:
     "A cohort from UK Biobank's bulk files."
     files, notes = pair_ukbb(folder, instance)
     files = files.assign(cine=files["cine" if view == "sax" else "cine_lax"])
@@ -90,10 +101,10 @@ def _bulk_files(folder: Path, instance: int, phenotypes: str | Path | None, view
     for m in ("ecg", "cine"):
         table[m], rows = locate_recordings(folder, files, m)
         report += rows
-    table["split"] = table.participant_id.map(split_of)
+    table["split"] = [split_of(name, shares) for name in table.participant_id]
     if phenotypes:
-        columns, about, more = read_phenotypes(phenotypes, instance)
-        table = table.merge(columns, on="participant_id", how="left")
+        known, about, more = read_phenotypes(phenotypes, instance, columns)
+        table = table.merge(known, on="participant_id", how="left")
         notes = notes + more
     errors = [BadInput("bulk files", note, "Look at them if there are many") for note in notes]
     report += [report_row("", "table", error, "warning") for error in errors]
@@ -223,6 +234,13 @@ def prepare_cohort(
     "Prepare the participants of a cohort who are not in the store yet."
     out = Path(out)
     settings = settings_of(cfg)
+    if not len(cohort.pairs()):
+        there = " and no ".join(m for m in ("ecg", "cine") if not (cohort.table[m] != "").any())
+        raise BadInput(
+            cohort.root,
+            f"none of {len(cohort.table)} participants has both recordings (there is no {there or 'pair'})",
+            "Give pairs, or pre-train an encoder of one kind on the folder as it is: nbs/pretrain.ipynb",
+        )
     with locked_store(out):
         digest = hashlib.sha256(json.dumps([PREPARATION, settings], sort_keys=True).encode()).hexdigest()
         parts = out / f"parts-{digest[:8]}"

@@ -329,7 +329,7 @@ def _doubts_of_gain(ecg: PreparedECG, source: str) -> list[tuple[BadInput, str]]
     if typical < 0.12:
         return [(BadInput(source, f"the typical lead swings {typical:.2g} mV only", look), "warning")]
     names = [n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L, strict=True) if ok]
-    large = [k for k in range(len(names)) if spread_L[k] > max(6.0, 6 * typical)]
+    large = [k for k in range(len(names)) if spread_L[k] > max(6.0, 12 * typical)]
     if not large:
         return []
     which = ", ".join(names[k] for k in large)
