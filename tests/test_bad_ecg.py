@@ -255,7 +255,7 @@ def test_truncated_packed_and_mat(tmp_path, rec):
         (r"1000\.0\(0\)/mV", "1.0(0)/mV", ["typical lead swings", "unit"]),
         (r" III$", " II", ["both lead II"]),
         (r" V6$", " Vsix", ["V6 missing", "'Vsix' unknown"]),
-        (r"rec\.dat", "gone.dat", ["gone.dat is missing"]),
+        (r"rec\.dat", "gone.dat", ["'gone.dat' is missing"]),
         (r"rec\.dat 16 ", "rec.dat 99 ", ["format '99' is unknown"]),
         (r"^rec 12", "some words", ["not a WFDB header", "a name and a number of signals"]),
     ],

@@ -293,6 +293,8 @@ def read_phenotypes(
     ids = [h for h in texts if _is_eid(h)]
     if len(ids) != 1:
         raise BadInput(path, f"there are {len(ids)} columns eid", "Give one table with one column eid.")
+    if not len(texts):
+        raise BadInput(path, "no line can be used", "Write a header and one line for each participant.")
     here = _columns_of_visit(path, list(texts.columns.drop(ids)), instance, set(asked.values()), notes)
     missing = [str(what) for what in asked.values() if what not in here]
     if missing:
@@ -310,16 +312,20 @@ def read_phenotypes(
     odd = (table.participant_id == "") | table.participant_id.duplicated(keep=False)
     if odd.any():
         notes.append(f"{int(odd.sum())} rows without eid, or with one that another row has, are left out")
-    ignored = list(dict.fromkeys(ignored))
-    if ignored:
-        more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
-        notes.append(
-            f"{len(ignored)} columns are ignored (ask for them by `columns`): {', '.join(ignored[:10])}{more}"
-        )
-    about = {"participant_id": dict(description="participant", unit="")}
-    for column in table.columns[1:]:
-        what = dict(description=f"UK Biobank: {asked.get(column)}", unit="")
-        if column in PHENOTYPES:
-            what = dict(description=PHENOTYPES[column][1], unit=PHENOTYPES[column][2])
-        about[column] = what
+    notes += _note_of_ignored(list(dict.fromkeys(ignored)))
+    about = {c: _meaning(c, asked) for c in table}
     return table[~odd].reset_index(drop=True), about, notes
+
+
+def _note_of_ignored(ignored: list[str]) -> list[str]:
+    "Which columns nobody has asked for; none = no note."
+    more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
+    listed = f"{', '.join(ignored[:10])}{more}"
+    return [f"{len(ignored)} columns are ignored (ask for them by `columns`): {listed}"] if ignored else []
+
+
+def _meaning(column: str, asked: dict[str, int | str]) -> dict[str, str]:
+    "Description and unit of a column."
+    if column in PHENOTYPES:
+        return dict(description=PHENOTYPES[column][1], unit=PHENOTYPES[column][2])
+    return dict(description=f"UK Biobank: {asked[column]}" if column in asked else "participant", unit="")

@@ -43,8 +43,8 @@ class PrepareConfig(Preparation, DataConfig):
     # --- UK Biobank
     instance: int = 2  # UK Biobank only: visit, 2 is the first imaging, 3 the repeat
     phenotypes: str = ""  # UK Biobank only: table of phenotypes (CSV, TSV or Parquet), or empty for none
-    columns: str = ""  # of that table also these, by field, header or our name: "sex=31, age=21003, 131286"
-    shares: str = "0.7 0.1 0.2"  # of train, val and test, where the table does not say who is in which
+    columns: str = ""  # UK Biobank only: more columns of that table, fields or headers separated by commas
+    shares: str = ""  # of train, val, test; empty is 0.7 0.1 0.2 for UK Biobank, 0.8 0 0.2 for a cohort
     # --- run
     workers: int = 2  # processes that read and prepare
     shard_size: int = 1000  # participants in one file of the store
@@ -54,6 +54,7 @@ class PrepareConfig(Preparation, DataConfig):
         check_rules(
             self, [(getattr(self, n) > 0, n, "Give a number above 0") for n in ("workers", "shard_size")]
         )
+        split_shares(self.shares or "1 0 0")
 
 
 # %% ../../nbs/data/76_prepare.ipynb #93602837
@@ -63,12 +64,13 @@ def read_source(
     phenotypes: str | Path | None = None,  # UK Biobank's table; None = none
     view: str = "sax",  # which cines
     columns: str = "",  # of UK Biobank's table also these, as in `read_phenotypes`
-    shares: str = "0.7 0.1 0.2",  # of train, val and test, where the table does not say who is in which
+    # of train, val and test, where the table does not say it; "" = (0.7, 0.1, 0.2) for bulk files
+    shares: str = "",
 ) -> Cohort:  # recordings were looked for, not opened
     "A cohort from whatever kind of folder there is."
     folder = Path(folder)
     if (folder / "participants.tsv").is_file():
-        return read_cohort(folder, split_shares(shares))
+        return read_cohort(folder, split_shares(shares or "0.8 0 0.2"))
     if not folder.is_dir():
         raise BadInput(
             folder,
@@ -81,7 +83,7 @@ def read_source(
             "neither participants.tsv nor UK Biobank bulk files are there",
             "Give a cohort folder like data_samples, or one with files such as 1000001_20205_2_0.xml",
         )
-    return _bulk_files(folder, instance, phenotypes, view, columns, split_shares(shares))
+    return _bulk_files(folder, instance, phenotypes, view, columns, split_shares(shares or "0.7 0.1 0.2"))
 
 
 def _bulk_files(

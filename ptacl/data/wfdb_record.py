@@ -238,14 +238,14 @@ def _raw_samples(
     if not is_file(file):
         raise BadInput(
             hea,
-            f"signal file {file.name[:60]} is missing",
+            f"signal file {quoted(file.name)} is missing",
             "Put it beside the header, or correct its name there.",
         )
     fmt = FORMATS[signals[0].fmt]
     width = sum(s.per_frame for s in signals)
     if len({(s.fmt, s.offset) for s in signals}) > 1:
         raise BadInput(
-            hea, f"signals of one file have different formats or offsets ({quoted(file.name, 60)})", _CORRECT
+            hea, f"signals of one file have different formats or offsets ({quoted(file.name)})", _CORRECT
         )
     if fmt.unpack is None:
         return _flac_samples(file, hea, width, n_frames)
@@ -364,7 +364,7 @@ def _all_segments(hea: Path, header: WfdbHeader) -> tuple[dict[str, np.ndarray],
             continue
         part = hea.parent / f"{name}.hea"
         if not is_file(part):
-            raise BadInput(hea, f"the segment {quoted(name, 60)} is missing", "Put it beside the header.")
+            raise BadInput(hea, f"segment {len(parts) + 1} is missing", "Put it beside the header.")
         of_part = read_wfdb_header(part)
         if of_part.segments or of_part.n_frames not in (None, n) or of_part.fs != header.fs:
             has = f"{of_part.n_frames} samples at {of_part.fs:g} Hz" if not of_part.segments else "segments"
