@@ -222,6 +222,8 @@ def ecg_from_muse(
             f"its {len(leads)} leads differ in length or start",
             "A 12-lead record with leads of the same time is needed.",
         )
+    if all(m.findtext("LeadOff", "").strip().lower() == "true" for m in leads):
+        raise BadInput(source, "every lead is marked as off (LeadOff)", "Record the ECG again.")
     return ecg_from_channels(
         np.stack([_muse_samples(m, source) for m in leads]),
         fs,

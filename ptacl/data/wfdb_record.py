@@ -334,6 +334,10 @@ def _one_segment(hea: Path, header: WfdbHeader) -> tuple[dict[str, np.ndarray], 
             "Resample them to one rate.",
         )
     lead_rows(labels, str(hea))
+    if not leads:
+        raise BadInput(
+            hea, "its leads have no signal files", "Correct the header: it names files that are there."
+        )
     channels = _channels(hea, header)
     if len({len(channels[k]) for k in leads}) > 1:
         raise BadInput(hea, "signal files of its leads differ in length", _CORRECT)
