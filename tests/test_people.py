@@ -11,7 +11,7 @@ from ptacl.data.batches import load_data
 from ptacl.data.cohort import phenotype_columns, read_cohort
 from ptacl.data.prepare import PrepareConfig, prepare_cohort
 from ptacl.data.table import write_split
-from ptacl.training.finetune import validation_part
+from ptacl.training.finetune import label_share, validation_part
 
 CFG = TrainConfig(window_s=1.0, crop_px=16, n_frames=4, cine_keep=1.0, workers=1)
 
@@ -70,3 +70,12 @@ def test_validation_part_is_of_other_people(folder):
     learn, watch = validation_part(pairs)
     assert not set(learn.table.person_id) & set(watch.table.person_id)
     assert len(watch) >= 13 and len(learn) + len(watch) == len(pairs)
+
+
+def test_a_share_of_the_labels_keeps_all_rows_of_a_person_or_none(folder):
+    pairs = load_data(folder, CFG, progress=False)[1]
+    kept = label_share(pairs, 0.3).table
+    rows = kept.groupby("person_id").size()
+    whole = pairs.table.groupby("person_id").size()
+    assert round(0.3 * len(pairs)) <= len(kept) < round(0.3 * len(pairs)) + 4
+    assert (rows == whole[rows.index]).all()

@@ -14,7 +14,7 @@ from ptacl.data.beats import find_beats
 from ptacl.data.cavity import find_atrial_kick
 from ptacl.data.ecg import standardise_ecg
 from ptacl.data.heart import crop_heart
-from ptacl.data.participant import settings_of
+from ptacl.data.participant import PREPARATION, settings_of
 from ptacl.data.phase import atrial_systole_ms, ecg_phase, end_systole_ms
 from ptacl.data.store import open_store
 from ptacl.phantom.alignment import alignment, alignment_summary
@@ -164,5 +164,5 @@ def test_a_store_of_before_is_refused_in_one_sentence(tmp_path):
     manifest = tmp_path / "store" / "store.json"
     before = json.loads(manifest.read_text()) | {"preparation": 1}
     manifest.write_text(json.dumps(before))
-    with pytest.raises(BadInput, match="version 1 of the preparation .* this is version 2"):
+    with pytest.raises(BadInput, match=f"version 1 of the preparation .* this is version {PREPARATION}"):
         open_store(tmp_path / "store")

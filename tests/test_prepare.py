@@ -305,7 +305,9 @@ def build(folder: Path) -> tuple[dict[str, str], list[str]]:
     for k, name in enumerate(names):
         ecg = ecgs[plain[k % len(plain)]]
         cine = cines[plain[k % len(plain)]]
-        # everybody is somebody else; all limb leads stay consistent
+        # everybody is somebody else: begun later, turned; all limb leads stay consistent
+        again = k // len(plain)
+        begun_LT = np.roll(ecg.signal_LT, 155 * again, axis=1)
         hum_T = 0.02 * rng.standard_normal(ecg.signal_LT.shape[1])
         limb_LT = np.array([1, 1, 0, -1, 0.5, 0.5] + [0.3] * 6)[:, None] * hum_T
         wfdb.wrsamp(
@@ -313,13 +315,13 @@ def build(folder: Path) -> tuple[dict[str, str], list[str]]:
             fs=500,
             units=["mV"] * 12,
             sig_name=list(STANDARD_LEADS),
-            p_signal=(ecg.signal_LT + limb_LT).T.astype(float),
+            p_signal=(begun_LT + limb_LT).T.astype(float),
             fmt=["16"] * 12,
             adc_gain=[200.0] * 12,
             baseline=[0] * 12,
             write_dir=str(folder / "ecg"),
         )
-        frames = cine.frames_FZHW[::2, cine.frames_FZHW.shape[1] // 2][:, None]
+        frames = np.rot90(cine.frames_FZHW[::2, cine.frames_FZHW.shape[1] // 2], again, (1, 2))[:, None]
         write_cine(
             cine_from_array(
                 frames + rng.integers(0, 4, frames.shape),

@@ -189,11 +189,8 @@ def test_disk_that_stays_full(cohort, tmp_path, monkeypatch):
     save = np.savez
 
     def different(root, row, settings):
-        return (
-            item
-            | dict(digest_D=np.resize(np.frombuffer((row["participant_id"] * 2).encode(), np.uint8), 32)),
-            [],
-        )
+        rng = np.random.default_rng(list(row["participant_id"].encode()))
+        return item | dict(signature_MS=rng.standard_normal((2, 64)).astype(np.float32)), []
 
     monkeypatch.setattr("ptacl.data.prepare.prepare_participant", different)
 

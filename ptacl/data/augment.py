@@ -322,7 +322,7 @@ def keep_frames(
     order_BF = draw_rows(_rand, (B, F), generator).to(cine_BFHW.device).argsort(dim=1)
     at_BF = order_BF[:, : max(1, round(share * F))].sort(dim=1).values
     return (
-        torch.take_along_dim(cine_BFHW, at_BF[:, :, None, None], dim=1),
+        cine_BFHW[torch.arange(B, device=cine_BFHW.device)[:, None], at_BF],
         frame_phase_BF.gather(1, at_BF),
         frame_time_BF.gather(1, at_BF),
         at_BF,
@@ -401,15 +401,8 @@ def augment(
     ecg, out["lead_ok_BL"] = drop_leads(ecg, ok, how.lead_dropout, generator)
     out["signal_BLT"] = ecg if ecg_transform is None else apply_transform(ecg_transform, ecg, generator)
     if out["cine_BFHW"].shape[1]:  # some systems read no cine
+        out |= _choose_frames(out, how, generator)  # first: what is left out need not be changed
         cine = _change_pictures(out["cine_BFHW"], how, generator)
-        phase = out["frame_phase_BF"]
-        time = out["frame_time_BF"]
-        if how.frame_roll:
-            cine, phase, time = roll_frames(cine, phase, time, generator)
-        if how.cine_keep < 1:
-            cine, phase, time, out["kept_BF"] = keep_frames(cine, phase, time, how.cine_keep, generator)
-        out["frame_phase_BF"] = phase
-        out["frame_time_BF"] = time
         out["cine_BFHW"] = (
             cine if cine_transform is None else apply_transform(cine_transform, cine, generator)
         )
@@ -420,6 +413,28 @@ def augment(
             slices = apply_transform(cine_transform, slices, generator)
         out["volume_BQZHW"] = slices.view_as(out["volume_BQZHW"])
     return out
+
+
+def _choose_frames(
+    batch: Mapping[str, Tensor], how: Augmentation, generator: torch.Generator | BatchGenerator
+) -> dict[str, Tensor]:
+    "The cine's fields with its frames rolled, and some of them kept; the pixels are copied once, if at all."
+    if not how.frame_roll and how.cine_keep == 1:
+        return {}
+    phase = batch["frame_phase_BF"]
+    time = batch["frame_time_BF"]
+    B, F = phase.shape
+    which_BF11 = torch.arange(F, device=phase.device).expand(B, F)[..., None, None]
+    out = {}
+    if how.frame_roll:
+        which_BF11, phase, time = roll_frames(which_BF11, phase, time, generator)
+    if how.cine_keep < 1:
+        which_BF11, phase, time, out["kept_BF"] = keep_frames(
+            which_BF11, phase, time, how.cine_keep, generator
+        )
+    rows_B1 = torch.arange(B, device=phase.device)[:, None]
+    out["cine_BFHW"] = batch["cine_BFHW"][rows_B1, which_BF11[..., 0, 0]]
+    return out | dict(frame_phase_BF=phase, frame_time_BF=time)
 
 
 def _change_pictures(

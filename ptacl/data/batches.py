@@ -33,11 +33,12 @@ from ptacl.base.core import BadInput
 from ptacl.base.parameters import listed
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
 from ptacl.data.cohort import Cohort, read_cohort
-from ptacl.data.participant import find_twins, prepare_participant, settings_of
+from ptacl.data.participant import prepare_participant, settings_of
 from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.store import Column, Store, open_store, store_in_memory
 from ptacl.data.store_files import is_store
 from ptacl.data.table import MODALITIES, REPORT_COLUMNS
+from ptacl.data.twins import find_twins
 
 
 # %% ../../nbs/data/90_batches.ipynb #8439ae2f
@@ -51,7 +52,7 @@ class Pairs:
     is_valid_PT: np.ndarray | Column  # whether the sample has a phase, (P, T)
     n_samples_P: np.ndarray | Column  # samples before the zeros, (P,)
     cine_PFHW: np.ndarray | Column  # cines in [0, 1], (P, F, H, W)
-    frame_phase_PF: np.ndarray | Column  # cardiac phase of each frame, (P, F)
+    frame_phase_PF: np.ndarray | Column  # cardiac phase of each frame, NaN = not seen, (P, F)
     table: pd.DataFrame  # participants.tsv, the same rows
     es_phase_P: np.ndarray | None = None  # cardiac phase of the end of systole, (P,); None = `CANONICAL_ES`
     volume_PQZHW: np.ndarray | Column | None = None  # stacks at ED and ES in [0, 1], (P, 2, Z, H, W)
@@ -179,8 +180,8 @@ def _twins(kept: pd.DataFrame, items: dict[int, dict], wanted: Sequence[str]) ->
     "Rows of the report for those who have a recording of somebody else's."
     if not items:
         return []
-    digests = np.stack([x["digest_D"] for x in items.values()])
-    twins = find_twins(kept.participant_id.tolist(), digests, {m: kept[m].tolist() for m in MODALITIES})
+    signatures = np.stack([x["signature_MS"] for x in items.values()])
+    twins = find_twins(kept.participant_id.tolist(), signatures, {m: kept[m].tolist() for m in MODALITIES})
     return [r for r in twins if r["modality"] in wanted]
 
 
@@ -230,7 +231,7 @@ class Batch(NamedTuple):
     phase_BT: Tensor  # cardiac phase of each ECG sample, [0, 1), (B, T)
     is_valid_BT: Tensor  # whether the sample has a phase, (B, T)
     cine_BFHW: Tensor  # cines, intensities in [0, 1], (B, F, H, W)
-    frame_phase_BF: Tensor  # cardiac phase of each frame, [0, 1), (B, F)
+    frame_phase_BF: Tensor  # cardiac phase of each frame, [0, 1), NaN = the scan did not see it, (B, F)
     frame_time_BF: Tensor  # trigger time of each frame over the RR interval, [0, 1), (B, F)
     es_phase_B: Tensor = torch.zeros(0)  # cardiac phase of the end of systole, (B,); empty = `CANONICAL_ES`
     volume_BQZHW: Tensor = torch.zeros(0)  # stacks at end-diastole and end-systole, [0, 1], (B, 2, Z, H, W)
@@ -280,7 +281,7 @@ def draw_batch(
     phase_BF = _gather(pairs.frame_phase_PF, rows)
     F = phase_BF.shape[1]
     if generator is not None and shuffle_phases:
-        phase_BF = np.take_along_axis(phase_BF, _random_order(phase_BF.shape, generator), axis=1)
+        phase_BF = _shuffled(phase_BF, generator)
     batch = dict(
         signal_BLT=_gather(pairs.signal_PLT, rows, start_B, n_window),
         lead_ok_BL=_gather(pairs.lead_ok_PL, rows),
@@ -295,9 +296,15 @@ def draw_batch(
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
 
 
-def _random_order(shape: tuple[int, int], generator: torch.Generator | BatchGenerator) -> np.ndarray:
-    "A permutation for each row."
-    return draw_rows(lambda shape, g: torch.rand(shape, generator=g), shape, generator).argsort(1).numpy()
+def _shuffled(phase_BF: np.ndarray, generator: torch.Generator | BatchGenerator) -> np.ndarray:
+    "The phases of each row in a random order; frames without a phase stay without."
+    is_seen_BF = ~np.isnan(phase_BF)
+    key_BF = draw_rows(lambda shape, g: torch.rand(shape, generator=g), phase_BF.shape, generator).numpy()
+    drawn_BF = np.where(is_seen_BF, key_BF, 2).argsort(1)  # those that are seen come first
+    places_BF = (~is_seen_BF).argsort(1, kind="stable")
+    out_BF = np.empty_like(phase_BF)
+    np.put_along_axis(out_BF, places_BF, np.take_along_axis(phase_BF, drawn_BF, 1), 1)
+    return out_BF
 
 
 def _gather(

@@ -264,15 +264,15 @@ def find_end_systole(
     near_F = (from_F >= -max(130, 2.2 * step)) & (from_F <= max(70, 1.2 * step))
     t_N = from_F[near_F]
     y_N = blood_F[near_F] - blood_F.min()
-    best = (np.inf, 0.0)
-    for moment in np.arange(-np.floor(step), step + 1, 2.0):
-        sides_N3 = np.stack(
-            [np.ones(len(t_N)), np.minimum(t_N - moment, 0) ** 2, np.maximum(t_N - moment, 0) ** 2], 1
-        )
-        fit_3 = np.linalg.lstsq(sides_N3, y_N, rcond=None)[0]
-        if fit_3[1:].min() >= 0:
-            best = min(best, (((sides_N3 @ fit_3 - y_N) ** 2).sum(), moment))
-    return float((lowest + best[1]) % rr_ms)
+    moment_M = np.arange(-np.floor(step), step + 1, 2.0)
+    after_MN = t_N - moment_M[:, None]
+    sides = [np.ones_like(after_MN), np.minimum(after_MN, 0) ** 2, np.maximum(after_MN, 0) ** 2]
+    sides_MN3 = np.stack(sides, 2)
+    fit_M3 = np.linalg.pinv(sides_MN3) @ y_N
+    left_M = (((sides_MN3 @ fit_M3[..., None])[..., 0] - y_N) ** 2).sum(1)
+    left_M = np.where(fit_M3[:, 1:].min(1) >= 0, left_M, np.inf)
+    best = moment_M[left_M.argmin()] if np.isfinite(left_M).any() else 0.0
+    return float((lowest + best) % rr_ms)
 
 
 # %% ../../nbs/data/37_cavity.ipynb #2f8b9a19
@@ -331,6 +331,8 @@ def find_atrial_kick(
     smooth_F = _smooth_cycle(blood_F)
     t_F = cine.trigger_time_ms
     if t_F[0] > 0.1 * cine.rr_ms:  # it does not begin at R: what comes before the next R is not in order
+        return float("nan")
+    if t_F[0] + cine.rr_ms - t_F[-1] > 2 * np.median(np.diff(t_F)):  # the end of diastole was not scanned
         return float("nan")
     # the first frame again, at the next R peak
     t_N = np.append(t_F, t_F[0] + cine.rr_ms)

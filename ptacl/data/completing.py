@@ -73,11 +73,11 @@ def whole_shards(
     out: Path,  # folder of the store
     settings: Mapping[str, object],  # `settings_of` the preparation; shards made with others are an error
     verify: bool,  # whether to compare checksums too, about 1 s a GB
-    # their entries, participants (with cells, row and digest), and rows of the report
+    # their entries, participants (with cells, row and signature), and rows of the report
 ) -> tuple[list[dict], pd.DataFrame, list[dict[str, str]]]:
     "The shards of a store that are whole; those that are not are removed."
     entries = []
-    people = [pd.DataFrame(columns=["participant_id", "ecg", "cine", "row", "digest"])]
+    people = [pd.DataFrame(columns=["participant_id", "ecg", "cine", "row", "signature"])]
     report = []
     first = 0
     for folder in sorted((out / "shards").glob("[0-9]*")):
@@ -91,9 +91,9 @@ def whole_shards(
             report.append(report_row("", "table", BadInput(e.source, problem, "Check the disk"), "warning"))
             continue
         known = _read_rows(folder / "participants.tsv")
-        digests = [d.tobytes() for d in np.load(folder / "digest_D.npy", allow_pickle=False)]
+        signatures = list(np.load(folder / "signature_MS.npy", allow_pickle=False))
         entries.append(entry)
-        people.append(known.assign(row=range(first, first + entry["participants"]), digest=digests))
+        people.append(known.assign(row=range(first, first + entry["participants"]), signature=signatures))
         report += _read_rows(folder / "report.tsv").to_dict("records")
         first += entry["participants"]
     return entries, pd.concat(people[len(people) > 1 :], ignore_index=True), report
@@ -145,7 +145,7 @@ def finish_store(
     "Write table, report and manifest over all shards."
     entries, known, kept_rows = whole_shards(out, settings, verify=False)
     left_out = {r["participant_id"] for r in rows if r["severity"] == "left out"}
-    known = known.drop(columns="digest").drop_duplicates(["participant_id", "ecg", "cine"], keep="last")
+    known = known.drop(columns="signature").drop_duplicates(["participant_id", "ecg", "cine"], keep="last")
     table = cohort.pairs().merge(known, on=["participant_id", "ecg", "cine"], how="inner")
     table = table[~table.participant_id.isin(left_out)]
     kept = set(table.participant_id)

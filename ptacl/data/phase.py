@@ -11,6 +11,7 @@ __all__ = [
     "CANONICAL_ES",
     "CANONICAL_ATRIAL",
     "PHASE_MAPS",
+    "HOLE",
     "end_systole_ms",
     "atrial_systole_ms",
     "Landmark",
@@ -26,6 +27,7 @@ __all__ = [
     "ecg_phase",
     "cine_landmarks",
     "cine_phase",
+    "seen_moments",
     "resample_cycle",
     "phase_distance",
 ]
@@ -314,15 +316,19 @@ def ecg_phase(
     phase_T = np.zeros(ecg.signal_LT.shape[1], np.float32)
     is_valid_T = np.zeros(ecg.signal_LT.shape[1], bool)
     r_peaks = np.asarray(beats.r_peaks, dtype=np.int64)
-    for k in np.flatnonzero(np.asarray(beats.is_usable_K)[: max(len(r_peaks) - 1, 0)]):
-        start = r_peaks[k]
-        stop = r_peaks[k + 1]
-        rr_ms = (stop - start) * 1000 / ecg.fs
-        landmarks = landmark_times({n: at_K[k] for n, at_K in measured_K.items()}, rr_ms, phase_map)
-        phase = time_to_phase(np.arange(stop - start) * 1000 / ecg.fs, rr_ms, landmarks, phase_map)
-        # float32 must not round up to 1
-        phase_T[start:stop] = np.minimum(phase, np.nextafter(np.float32(1), np.float32(0)))
-        is_valid_T[start:stop] = True
+    usable = np.flatnonzero(np.asarray(beats.is_usable_K)[: max(len(r_peaks) - 1, 0)])
+    if not len(usable):
+        return phase_T, is_valid_T
+    n_samples = r_peaks[usable + 1] - r_peaks[usable]
+    rr_ms = n_samples * 1000 / ecg.fs
+    landmarks = landmark_times({n: at_K[usable] for n, at_K in measured_K.items()}, rr_ms, phase_map)
+    since = np.arange(n_samples.sum()) - np.repeat(np.cumsum(n_samples) - n_samples, n_samples)
+    of_samples = {n: np.repeat(at, n_samples) for n, at in landmarks.items()}
+    phase = time_to_phase(since * 1000 / ecg.fs, np.repeat(rr_ms, n_samples), of_samples, phase_map)
+    at_T = np.repeat(r_peaks[usable], n_samples) + since
+    # float32 must not round up to 1
+    phase_T[at_T] = np.minimum(phase, np.nextafter(np.float32(1), np.float32(0)))
+    is_valid_T[at_T] = True
     return phase_T, is_valid_T
 
 
@@ -367,22 +373,48 @@ def cine_phase(
 
 
 # %% ../../nbs/data/40_phase.ipynb #98221e96
-def resample_cycle(
-    frames_FHW: np.ndarray,  # frames of one cycle, (F, H, W)
-    trigger_time_ms: np.ndarray,  # delay of each frame from the R peak, rising, ms, (F,)
-    rr_ms: float,  # length of the cycle, ms
-    n_frames: int,  # frames wanted
-) -> np.ndarray:  # frames at times k * rr_ms / n_frames, (n_frames, H, W), float32
-    "Resample a cine to evenly spaced frames over its cycle."
+HOLE = 2.0  # usual distances of frames; where two are further apart, the scan saw nothing between them
+
+
+def _neighbours(trigger_time_ms, rr_ms, n_frames):
+    "For evenly spaced moments: the frames before and after, the gap between these, the time since the first."
     time = np.asarray(trigger_time_ms, dtype=np.float64) / rr_ms
     wanted = np.arange(n_frames) / n_frames
     after = np.searchsorted(time, wanted, side="right")  # first frame later than the wanted time
     left = (after - 1) % len(time)
     right = after % len(time)
-    gap = (time[right] - time[left]) % 1.0
-    share = np.where(gap > 0, ((wanted - time[left]) % 1.0) / np.where(gap > 0, gap, 1.0), 0.0)
+    return left, right, (time[right] - time[left]) % 1.0, (wanted - time[left]) % 1.0
+
+
+def seen_moments(
+    trigger_time_ms: np.ndarray,  # delay of each frame from the R peak, rising, ms, (F,)
+    rr_ms: float,  # length of the cycle, ms
+    n_frames: int,  # moments wanted
+    # whether a frame is near each of the times k * rr_ms / n_frames, (n_frames,)
+) -> np.ndarray:
+    "Which moments of the cycle a scan saw."
+    _, _, gap, since = _neighbours(trigger_time_ms, rr_ms, n_frames)
+    usual = float(np.median(np.diff(trigger_time_ms))) / rr_ms
+    return (gap <= HOLE * usual) | (np.minimum(since, gap - since) <= 0.5 * usual + 1e-9)
+
+
+# %% ../../nbs/data/40_phase.ipynb #528abc98
+def resample_cycle(
+    frames_FHW: np.ndarray,  # frames of one cycle, (F, H, W)
+    trigger_time_ms: np.ndarray,  # delay of each frame from the R peak, rising, ms, (F,)
+    rr_ms: float,  # length of the cycle, ms
+    n_frames: int,  # frames wanted
+    # frames at times k * rr_ms / n_frames, zeros where the scan saw nothing, (n_frames, H, W), float32
+) -> np.ndarray:
+    "Resample a cine to evenly spaced frames over its cycle."
+    left, right, gap, since = _neighbours(trigger_time_ms, rr_ms, n_frames)
+    share = np.where(gap > 0, since / np.where(gap > 0, gap, 1.0), 0.0)
+    usual = float(np.median(np.diff(trigger_time_ms))) / rr_ms
+    share = np.where(gap > HOLE * usual, np.rint(share), share)
     share = share[:, None, None].astype(np.float32)
-    return (1 - share) * frames_FHW[left] + share * frames_FHW[right]
+    out_FHW = (1 - share) * frames_FHW[left] + share * frames_FHW[right]
+    out_FHW[~seen_moments(trigger_time_ms, rr_ms, n_frames)] = 0
+    return out_FHW
 
 
 # %% ../../nbs/data/40_phase.ipynb #25902bbb

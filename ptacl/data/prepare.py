@@ -9,7 +9,6 @@ __all__ = ["ALL_FAIL", "PrepareConfig", "read_source", "prepare_cohort"]
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,10 +25,11 @@ from ptacl.base.core import BadInput
 from ptacl.base.parameters import check_rules
 from ptacl.data.cohort import Cohort, locate_recordings, read_cohort, summarise_report
 from ptacl.data.completing import UNWRITTEN, add_shard, finish_store, locked_store, whole_shards
-from ptacl.data.participant import PREPARATION, find_twins, prepare_participant, settings_of
+from ptacl.data.participant import PREPARATION, prepare_participant, settings_of
 from ptacl.data.phenotypes import read_phenotypes
 from ptacl.data.store import Store, open_store
 from ptacl.data.table import REPORT_COLUMNS, report_row, split_of, split_shares
+from ptacl.data.twins import SIGNATURE, find_twins
 from ptacl.data.ukbb import pair_ukbb
 
 
@@ -206,18 +206,18 @@ def _pack(
 
 def _all_twins(known: pd.DataFrame, fresh: pd.DataFrame, made: Mapping[str, Path]) -> list[dict[str, str]]:
     "Twins among the participants of the store and the new ones."
-    digests = []
+    signatures = []
     for name in fresh.participant_id:
         part = _read_part(made[name])
         # a damaged part is nobody's twin: it is prepared again
-        digests.append(part[0]["digest_D"].tobytes() if part else secrets.token_bytes(32))
-    new = fresh[["participant_id", "ecg", "cine"]].assign(digest=digests)
+        signatures.append(part[0]["signature_MS"] if part else np.zeros((2, SIGNATURE), np.float32))
+    new = fresh[["participant_id", "ecg", "cine"]].assign(signature=signatures)
     both = pd.concat([known[list(new)], new], ignore_index=True) if len(known) else new
     if not len(both):
         return []
     return find_twins(
         both.participant_id.tolist(),
-        np.frombuffer(b"".join(both.digest), np.uint8).reshape(-1, 32),
+        np.stack(both.signature),
         {m: both[m].tolist() for m in ("ecg", "cine")},
     )
 

@@ -39,6 +39,7 @@ from ptacl.data.phase import (
     phase_distance,
     plausible_es_ms,
     resample_cycle,
+    seen_moments,
 )
 
 # %% ../../nbs/data/60_prepared.ipynb #5f7f7490
@@ -75,12 +76,14 @@ def from_steps(
 
 
 # %% ../../nbs/data/60_prepared.ipynb #b8de6ddf
-@lru_cache(maxsize=8)
-def _waves_around(hz: float, T: int, fs: float) -> tuple[np.ndarray, np.ndarray]:
-    "Cosines and sines of a frequency and of six beside it, under a window, (T, 7)."
-    window_T = np.hanning(T) / np.hanning(T).sum()
-    turns_TH = 2 * np.pi * np.arange(T)[:, None] / fs * (hz + np.array([0, -4, -3, -2, 2, 3, 4]))
-    return window_T[:, None] * np.cos(turns_TH), window_T[:, None] * np.sin(turns_TH)
+@lru_cache(maxsize=16)
+def _hum_waves(n_samples: int, fs: float) -> tuple[tuple[float, ...], np.ndarray]:
+    "Mains frequencies that a rate can hold, and for each what finds it and its neighbours, (T, 7 each)."
+    held = tuple(hz for hz in (50.0, 60.0) if 2 * (hz + 4) <= fs)
+    hz_N = np.array([hz + away for hz in held for away in (0, -4, -3, -2, 2, 3, 4)])
+    window_T = np.hanning(n_samples) / np.hanning(n_samples).sum()
+    t_T1 = np.arange(n_samples)[:, None] / fs
+    return held, window_T[:, None] * np.exp(-2j * np.pi * hz_N * t_T1)
 
 
 def hum_left(
@@ -93,15 +96,12 @@ def hum_left(
     if ecg.fs > T or not len(x_LT):
         return math.nan, 0.0
     x_LT = x_LT - x_LT.mean(1, keepdims=True)
-    for hz in (50.0, 60.0):
-        if 2 * (hz + 4) > ecg.fs:
-            continue
-        of_LH = 2 * np.hypot(*(x_LT @ waves_TH for waves_TH in _waves_around(hz, T, ecg.fs)))
-        amplitude_H = np.sqrt((of_LH**2).mean(0))  # over the leads
-        found = float(amplitude_H[0])
-        beside = amplitude_H[1:].mean()
-        if found >= least_mv and found > 5 * beside:
-            return hz, found
+    held, waves_TN = _hum_waves(T, ecg.fs)
+    waves_LN = x_LT @ waves_TN.real + 1j * (x_LT @ waves_TN.imag)
+    amplitude_N = 2 * np.sqrt((np.abs(waves_LN) ** 2).mean(0))
+    for hz, (found, *beside) in zip(held, amplitude_N.reshape(-1, 7), strict=True):
+        if found >= least_mv and found > 5 * np.mean(beside):
+            return hz, float(found)
     return math.nan, 0.0
 
 
@@ -217,7 +217,8 @@ class PreparedCine:
     "A cine ready for training."
 
     cine_FHW: np.ndarray  # intensities in [0, 1], float32, (F, H, W)
-    frame_phase_F: np.ndarray  # cardiac phase of each frame, [0, 1), float32, (F,)
+    # cardiac phase of each frame, [0, 1), NaN = the scan did not see it, float32, (F,)
+    frame_phase_F: np.ndarray
     es_ms: float  # when the cavity is smallest, ms after the R peak; NaN = no cavity was found
     rr_ms: float  # RR interval of the scan, ms
     confidence: float  # how sure the place of the heart is, 0 to 1
@@ -282,6 +283,7 @@ def prepare_cine(
     scaled_FHW, scale = scale_intensity(cine.frames_FZHW[:, 0])
     frames_FHW = resample_cycle(scaled_FHW, cine.trigger_time_ms, cine.rr_ms, n_frames)
     phase_F = cine_phase(np.arange(n_frames) * cine.rr_ms / n_frames, cine.rr_ms, landmarks, phase_map)
+    phase_F[~seen_moments(cine.trigger_time_ms, cine.rr_ms, n_frames)] = np.nan
     volume_QZHW = None
     if n_slices > 1:
         volume_QZHW = ed_es_stacks(

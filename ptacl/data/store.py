@@ -33,7 +33,7 @@ def store_size(
     "How large a store becomes."
     row = {k: math.prod(s) * np.dtype(t).itemsize for k, (t, s, _) in store_fields(settings).items()}
     ecg = sum(row[k] for k in ("signal_LT", "phase_T", "is_valid_T")) * n / 1e9
-    small = ("lead_ok_L", "n_samples", "frame_phase_F", "measures_M", "digest_D")
+    small = ("lead_ok_L", "n_samples", "frame_phase_F", "measures_M", "signature_MS")
     rest = sum(row[k] for k in small) * n / 1e9
     slices = {
         "mid slice": 1,

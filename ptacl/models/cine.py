@@ -91,12 +91,16 @@ class CineTokens(NamedTuple):
 
 
 # %% ../../nbs/models/25_cine.ipynb #d01f0290
-def _harmonics(time_BF: Tensor) -> Tensor:
-    "One, and cosine and sine of the cycle's first two harmonics, (B, 5, F)."
+def _harmonics(time_BF: Tensor, is_seen_BF: Tensor | None) -> Tensor:
+    "One, and cosine and sine of the cycle's first two harmonics, over the number of frames, (B, 5, F)."
     angle_B1F = 2 * math.pi * time_BF[:, None]
     first = [angle_B1F.cos(), angle_B1F.sin()]
     second = [(2 * angle_B1F).cos(), (2 * angle_B1F).sin()]
-    return torch.cat([torch.ones_like(angle_B1F), *first, *second], dim=1)
+    waves_B5F = torch.cat([torch.ones_like(angle_B1F), *first, *second], dim=1)
+    if is_seen_BF is None:
+        return waves_B5F / time_BF.shape[1]
+    weight_BF = is_seen_BF / is_seen_BF.sum(1, keepdim=True).clamp(min=1)
+    return waves_B5F * weight_BF[:, None]
 
 
 # %% ../../nbs/models/25_cine.ipynb #80133e39
@@ -151,15 +155,17 @@ class CineEncoder(Saved, nn.Module):
         cine_BFHW: Tensor,  # normalised cine, (B, F, H, W)
         time_BF: Tensor,  # trigger time of each frame over the RR interval, [0, 1), (B, F)
         kept_BF: Tensor | None = None,  # which of `n_frames` these are, from `keep_frames`; None = all
+        is_seen_BF: Tensor | None = None,  # False = not seen by the scan, to be ignored, (B, F); None = all
     ) -> tuple[Tensor, Tensor]:  # one token a frame (B, F, D) and one vector for the cine (B, D)
         "Encode a batch of cines."
-        return self.tokens(cine_BFHW, time_BF, kept_BF)[:2]
+        return self.tokens(cine_BFHW, time_BF, kept_BF, is_seen_BF)[:2]
 
     def tokens(
         self,
         cine_BFHW: Tensor,  # normalised cine, (B, F, H, W)
         time_BF: Tensor,  # trigger time of each frame over the RR interval, [0, 1), (B, F)
         kept_BF: Tensor | None = None,  # which of `n_frames` these are, from `keep_frames`; None = all
+        is_seen_BF: Tensor | None = None,  # False = not seen by the scan, to be ignored, (B, F); None = all
     ) -> CineTokens:  # of frames, whole cines, and places
         "Encode a batch of cines, with the tokens of every place in every frame."
         B, F, H, W = cine_BFHW.shape
@@ -180,8 +186,8 @@ class CineEncoder(Saved, nn.Module):
         narrow_GMD = self.narrow(places_GMD)
         frames_BFD = self.gather(narrow_GMD.flatten(1)).view(B, F, -1) + place_BFD
         for block in self.blocks_time:
-            frames_BFD = block(frames_BFD)
+            frames_BFD = block(frames_BFD, is_seen_BF)
         frames_BFD = self.norm(frames_BFD)
-        waves_B5F = _harmonics(time_BF).to(frames_BFD.dtype)
-        pooled_BD = self.pool((waves_B5F @ frames_BFD / F).flatten(1))
+        waves_B5F = _harmonics(time_BF, is_seen_BF).to(frames_BFD.dtype)
+        pooled_BD = self.pool((waves_B5F @ frames_BFD).flatten(1))
         return CineTokens(frames_BFD, pooled_BD, places_GMD.view(B, F, *places_GMD.shape[1:]))

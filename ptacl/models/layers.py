@@ -155,7 +155,7 @@ class ProjectionHead(nn.Module):
 
 # %% ../../nbs/models/10_layers.ipynb #45e13e3a
 def phase_weights(
-    phase_BN: Tensor,  # phase of each token, [0, 1), (B, N)
+    phase_BN: Tensor,  # phase of each token, [0, 1), of those that have none anything, (B, N)
     is_valid_BN: Tensor,  # whether the token has a phase, (B, N)
     n_bins: int,  # bins of the cycle
     concentration: float,  # von Mises concentration, > 0
@@ -165,7 +165,7 @@ def phase_weights(
     weight_BQN = torch.exp(
         concentration * (torch.cos(2 * math.pi * (phase_BN.float()[:, None] - centre_Q1)) - 1)
     )
-    return weight_BQN * is_valid_BN[:, None]
+    return weight_BQN.where(is_valid_BN[:, None], 0.0)
 
 
 # %% ../../nbs/models/10_layers.ipynb #ba008d28
@@ -186,7 +186,7 @@ def covered_bins(
     n_bins: int,  # bins of the cycle
 ) -> Tensor:  # whether a token lies in the bin, at most half a bin from its centre, (B, Q)
     "Which bins of the cycle have a token of their own."
-    bin_BN = (phase_BN.float() * n_bins + 0.5).floor().long() % n_bins
+    bin_BN = (phase_BN.float().where(is_valid_BN, 0.0) * n_bins + 0.5).floor().long() % n_bins
     is_in_BQN = bin_BN[:, None] == torch.arange(n_bins, device=phase_BN.device)[:, None]
     return (is_in_BQN & is_valid_BN[:, None]).any(2)
 

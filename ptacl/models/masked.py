@@ -306,7 +306,8 @@ class MaskedCine(nn.Module):
         target_BNS = cut_places((batch.cine_BFHW - self.cine_mean) / self.cine_sd)
         is_masked_BFM = self._tubes(B, F, (H // 16) * (W // 16)).to(target_BNS.device)
         seen_BFHW = join_places(target_BNS.masked_fill(is_masked_BFM.reshape(B, -1, 1), 0.0), F, H // 16)
-        frames_BFD, pooled_BD = self.cine_encoder(seen_BFHW, batch.frame_time_BF)
+        is_seen_BF = ~batch.frame_phase_BF.isnan()
+        frames_BFD, pooled_BD = self.cine_encoder(seen_BFHW, batch.frame_time_BF, is_seen_BF=is_seen_BF)
         token_BFD = self.frame(frames_BFD) + self.whole(pooled_BD)[:, None]
         tokens_BFMD = token_BFD[:, :, None] + self.hidden_2D[is_masked_BFM.long()] + self.place_1MD
         tokens_GMD = tokens_BFMD.flatten(0, 1)  # every frame of every cine is an item of its own, G = B * F
@@ -316,7 +317,7 @@ class MaskedCine(nn.Module):
         return Reconstruction(
             predicted_BNS,
             normalise_patches(target_BNS) if self.normalise_targets else target_BNS,
-            is_masked_BFM.flatten(1),
+            (is_masked_BFM & is_seen_BF[..., None]).flatten(1),
         )
 
     def _tubes(self, B: int, F: int, M: int) -> Tensor:

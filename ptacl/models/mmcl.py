@@ -31,7 +31,7 @@ def frames_at(
     "Take the frames of some cardiac phases."
     away_BQF = ((phase_BF[:, None] - wanted_BQ[..., None] + 0.5) % 1 - 0.5).abs()
     # the last term decides between two, whatever frame the cine starts with
-    nearest_BQ = (away_BQF + 1e-4 * phase_BF[:, None]).argmin(2)
+    nearest_BQ = (away_BQF + 1e-4 * phase_BF[:, None]).nan_to_num(nan=2.0).argmin(2)
     return cine_BFHW[torch.arange(len(cine_BFHW), device=cine_BFHW.device)[:, None], nearest_BQ]
 
 

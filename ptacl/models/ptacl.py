@@ -56,18 +56,20 @@ class PTACL(System):
         cine_BFHW: Tensor,  # cines, intensities in [0, 1], (B, F, H, W)
         time_BF: Tensor,  # trigger time of each frame over the RR interval, [0, 1), (B, F)
         kept_BF: Tensor | None = None,  # which frames of the whole cine these are; None or empty = all
+        is_seen_BF: Tensor | None = None,  # False = not seen by the scan, (B, F); None = all
     ) -> tuple[Tensor, Tensor]:  # frame tokens (B, F, D) and pooled features (B, D), before the head
         "Scale and encode cines."
         if kept_BF is not None and not kept_BF.numel():
             kept_BF = None
-        return self.cine_encoder(self.scale_cine(cine_BFHW), time_BF, kept_BF)
+        return self.cine_encoder(self.scale_cine(cine_BFHW), time_BF, kept_BF, is_seen_BF)
 
     def embed_cine(
         self,
-        batch: Batch,  # cine and frame times are read
+        batch: Batch,  # cine, frame times and phases are read
     ) -> Tensor:  # CMR embeddings of unit length, (B, E)
         "Embed the CMR of each participant."
-        return self.cine_head(self.encode_cine(batch.cine_BFHW, batch.frame_time_BF)[1])
+        is_seen_BF = ~batch.frame_phase_BF.isnan()
+        return self.cine_head(self.encode_cine(batch.cine_BFHW, batch.frame_time_BF, None, is_seen_BF)[1])
 
     def forward(
         self,
@@ -77,12 +79,12 @@ class PTACL(System):
         kept_BN = self.kept_patches(batch)
         phase_BN, is_valid_BN = self.token_phase(batch, kept_BN)
         ecg_BND, ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, kept_BN)
-        cine_BFD, cine_BD = self.encode_cine(batch.cine_BFHW, batch.frame_time_BF, batch.kept_BF)
+        is_seen_BF = ~batch.frame_phase_BF.isnan()
+        cine_BFD, cine_BD = self.encode_cine(batch.cine_BFHW, batch.frame_time_BF, batch.kept_BF, is_seen_BF)
         if self.position_only:
             ecg_BND, cine_BFD = self._without_content(batch, kept_BN)
         ecg_BQD, ecg_covered_BQ = self._pool(ecg_BND, phase_BN, is_valid_BN)
-        all_valid_BF = torch.ones_like(batch.frame_phase_BF, dtype=torch.bool)
-        cine_BQD, cine_covered_BQ = self._pool(cine_BFD, batch.frame_phase_BF, all_valid_BF)
+        cine_BQD, cine_covered_BQ = self._pool(cine_BFD, batch.frame_phase_BF, is_seen_BF)
         return Embeddings(
             ecg_BE=self.ecg_head(ecg_BD),
             cmr_BE=self.cine_head(cine_BD),
@@ -98,7 +100,8 @@ class PTACL(System):
         mean_BLT = self.ecg_mean_L[:, None].expand_as(batch.signal_BLT)
         mean_BFHW = self.cine_mean.expand_as(batch.cine_BFHW)
         ecg_BND = self.encode_ecg(mean_BLT, batch.lead_ok_BL, kept_BN)[0]
-        return ecg_BND, self.encode_cine(mean_BFHW, batch.frame_time_BF, batch.kept_BF)[0]
+        is_seen_BF = ~batch.frame_phase_BF.isnan()
+        return ecg_BND, self.encode_cine(mean_BFHW, batch.frame_time_BF, batch.kept_BF, is_seen_BF)[0]
 
     def _pool(self, tokens_BND: Tensor, phase_BN: Tensor, is_valid_BN: Tensor) -> tuple[Tensor, Tensor]:
         "Mean token of each phase bin, (B, Q, D), and whether it has a token of its own, (B, Q)."

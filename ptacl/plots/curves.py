@@ -192,7 +192,7 @@ def _label_phases(
 def plot_phase_similarity(
     sim_KF: np.ndarray,  # cosine similarity of ECG phase bins and frames, NaN = a bin without tokens, (K, F)
     bin_phase_K: np.ndarray,  # centre of each ECG bin, phase in [0, 1), rising, (K,)
-    frame_phase_F: np.ndarray,  # phase of each frame in [0, 1), any order, (F,)
+    frame_phase_F: np.ndarray,  # phase of each frame in [0, 1), any order, NaN = not seen, (F,)
     *,
     es_phase: float | None = None,  # phase of the end of systole, to mark on both axes
     # phase of the end of the T wave, to mark on the ECG's axis (in place of ES where both are one)
@@ -213,7 +213,7 @@ def plot_phase_similarity(
             f"shape {sim_KF.shape} for {len(bin_phase_K)} bins and {len(frame_phase_F)} frames",
             "Rows are ECG bins, columns frames.",
         )
-    order = np.argsort(frame_phase_F)
+    order = np.argsort(frame_phase_F)[: np.isfinite(frame_phase_F).sum()]
     sim_KF = sim_KF[:, order]
     frames = frame_phase_F[order]
     has_K = np.isfinite(sim_KF).all(axis=1)

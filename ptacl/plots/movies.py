@@ -28,12 +28,13 @@ from ptacl.plots.sheet import COLOURS, PHASE_CMAP
 # %% ../../nbs/plots/40_movies.ipynb #4eaed435
 def nearest_frames(
     phase_T: np.ndarray,  # cardiac phase of moments of the ECG, [0, 1), NaN = none, any shape
-    frame_phase_F: np.ndarray,  # cardiac phase of each frame, [0, 1), (F,)
+    frame_phase_F: np.ndarray,  # cardiac phase of each frame, [0, 1), NaN = not seen, (F,)
 ) -> np.ndarray:  # frame of each moment, -1 = none, int64, the shape of `phase_T`
     "The frame that is nearest in phase to each moment."
     phase_T = np.asarray(phase_T, dtype=float)
     frame_phase_F = np.asarray(frame_phase_F, dtype=float)
-    nearest = phase_distance(np.nan_to_num(phase_T)[..., None], frame_phase_F).argmin(-1)
+    away = phase_distance(np.nan_to_num(phase_T)[..., None], frame_phase_F)
+    nearest = np.where(np.isnan(away), np.inf, away).argmin(-1)
     return np.where(np.isfinite(phase_T), nearest, -1)
 
 
@@ -173,7 +174,9 @@ def frame_caption(
     marks: Mapping[int, str],  # frame -> name, such as ED and ES
 ) -> str:  # frames are counted from 1
     "What a reader wants to know of a frame."
-    parts = [f"frame {frame + 1} of {len(phase_F)}", f"phase {phase_F[frame]:.2f}"]
+    is_seen = np.isfinite(phase_F[frame])
+    what = f"phase {phase_F[frame]:.2f}" if is_seen else "not seen by the scan"
+    parts = [f"frame {frame + 1} of {len(phase_F)}", what]
     parts += [f"{time_ms_F[frame]:.0f} ms after R", *([marks[frame]] if frame in marks else [])]
     return " · ".join(parts)
 

@@ -51,7 +51,9 @@ def fit_input_scaling(
         model.ecg_sd_L.copy_(torch.from_numpy(scaling.sd_L))
     if hasattr(model, "cine_mean") and "cine_mean" not in given and some.cine_PFHW.shape[1]:
         # five frames of each tell mean and deviation
-        frames = [c[:: max(1, len(c) // 5)].astype(np.float64) for c in some.cine_PFHW]
+        cines = zip(some.cine_PFHW, some.frame_phase_PF, strict=True)
+        seen = (c[~np.isnan(phase_F)] for c, phase_F in cines)
+        frames = [c[:: max(1, len(c) // 5)].astype(np.float64) for c in seen]
         mean = np.mean([f.mean() for f in frames])
         square = np.mean([(f**2).mean() for f in frames])
         model.cine_mean.fill_(float(mean))

@@ -95,13 +95,13 @@ def label_share(
     train: Pairs,  # training participants
     share: float,  # of them to keep, (0, 1]
     seed: int = 0,  # another one keeps others
-) -> Pairs:  # at least 2 participants, in the order of the table
+) -> Pairs:  # at least 2 rows, in the order of the table, of a person all or none
     "Keep the labels of a share of the training participants."
     if not 0 < share <= 1:
         raise BadInput("share", f"is {share}", "Give a share above 0, up to 1")
     place_P = np.array([_place(p, f"label {seed}") for p in people_of(train.table)])
     n = max(2, round(share * len(train)))
-    return train.take(np.sort(np.argsort(place_P, kind="stable")[:n]))
+    return train.take(place_P <= np.sort(place_P)[n - 1])  # of a person all rows or none
 
 
 def _place(participant_id: str, salt: str) -> float:

@@ -18,15 +18,18 @@ __all__ = [
 # %% ../../nbs/use/10_embed.ipynb #f06c6f03
 import hashlib
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from joblib import cpu_count
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -190,12 +193,36 @@ def _network(
         signal_BLT = torch.from_numpy(signal_BLT).to(device).sub_(mean_L1).div_(sd_L1)
         ok_BL = torch.from_numpy(ok_BL).to(device)
         signal_BLT.masked_fill_(~ok_BL[..., None], 0.0)  # whatever a lead that was off holds
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        how = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+        with torch.no_grad(), how:  # also in a thread, which knows nothing of its starter's
             z_BD = encoder(signal_BLT, ok_BL)[1]
             z_BD = z_BD if head is None else head(z_BD)
         return z_BD.float().cpu().numpy()
 
     return vectors
+
+
+def _side_by_side(
+    job: Callable[[list], Iterator], items: Iterator, batch_size: int, threads: int
+) -> Iterator[Iterator]:
+    "What a job makes of batches, in order; after the first, threads of one processor each make them."
+    batches = iter(lambda: list(islice(items, batch_size)), [])
+    yield from map(job, islice(batches, 1 if threads > 1 else None))
+    second = next(batches, None)
+    if second is None:
+        return
+    own_threads = torch.get_num_threads()
+    begun = deque()
+    try:
+        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            for batch in chain([second], batches):
+                begun.append(pool.submit(job, batch))
+                if len(begun) > threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+    finally:
+        torch.set_num_threads(own_threads)  # what the threads set holds in part for all
 
 
 def _check_choices(precision: str, batch_size: int, **chosen: tuple[str, tuple[str, str]]) -> None:
@@ -225,8 +252,8 @@ def embed(
     batch_size: int = 64,  # windows that go through the encoder at once
     # `32-true`, or `bf16-mixed`: several times faster where the processor has it, and slightly different
     precision: str = "32-true",
-    # processes that read many files, or threads that filter many arrays, ahead of the encoder; None = as
-    # many as there are processors, 1 = one recording after the other
+    # processes that read many files, or threads that filter many arrays, and threads of the encoder; None =
+    # as many of each as there are processors, 1 = one recording after the other
     workers: int | None = None,
     progress: bool = False,  # whether to show a bar
     doubts: bool = True,  # whether to look at each recording as training does; 10 ms each
@@ -261,16 +288,20 @@ def embed(
             for signal_LT in signal_WLT:
                 yield len(names) - 1, signal_LT, ok_L
 
-    held = each()
-    with closing(prepared):  # stops the workers also where a recording is refused
-        while batch := list(islice(held, batch_size)):
-            rows, signals, oks = zip(*batch, strict=True)
-            for row, z_D in zip(rows, vectors_of(np.stack(signals), np.stack(oks)), strict=True):
-                if row == len(sums):
-                    sums.append(np.zeros(len(z_D), np.float64))
-                    counts.append(0)
-                sums[row] += z_D
-                counts[row] += 1
+    def vectors_of_batch(batch: list[tuple[int, np.ndarray, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        "Number of the recording, and vector, of each window."
+        rows, signals, oks = zip(*batch, strict=True)
+        return zip(rows, vectors_of(np.stack(signals), np.stack(oks)), strict=True)
+
+    threads = 1 if encoder.device.type != "cpu" else cpu_count() if workers is None else workers
+    done = _side_by_side(vectors_of_batch, each(), batch_size, threads)
+    with closing(prepared), closing(done):  # stops the workers also where a recording is refused
+        for row, z_D in chain.from_iterable(done):
+            if row == len(sums):
+                sums.append(np.zeros(len(z_D), np.float64))
+                counts.append(0)
+            sums[row] += z_D
+            counts[row] += 1
     width = encoder.dim if head is None else head.layers[-1].out_features
     z_RD = np.array([total / n for total, n in zip(sums, counts, strict=True)]).reshape(len(sums), width)
     if head is not None:
