@@ -17,6 +17,7 @@ __all__ = [
 
 # %% ../../nbs/data/65_cohort.ipynb #cb57b6e6
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,10 +99,15 @@ class Cohort:
         split: str | None = None,  # one of `SPLITS`; None = all
     ) -> pd.DataFrame:  # rows of the table
         "The participants with both recordings."
-        both = (self.table.ecg != "") & (self.table.cine != "")
-        return self.table[both if split is None else both & (self.table.split == split)].reset_index(
-            drop=True
-        )
+        both = self.with_all(MODALITIES)
+        return both if split is None else both[both.split == split].reset_index(drop=True)
+
+    def with_all(
+        self,
+        wanted: Sequence[str],  # of MODALITIES
+    ) -> pd.DataFrame:  # rows of the table
+        "The participants with these recordings."
+        return self.table[(self.table[list(wanted)] != "").all(axis=1)].reset_index(drop=True)
 
 
 # %% ../../nbs/data/65_cohort.ipynb #6f896449

@@ -25,10 +25,10 @@ from ptacl.base.core import BadInput
 from ptacl.base.parameters import check_rules
 from ptacl.data.cohort import Cohort, locate_recordings, read_cohort, summarise_report
 from ptacl.data.completing import UNWRITTEN, add_shard, finish_store, locked_store, whole_shards
-from ptacl.data.participant import PREPARATION, prepare_participant, settings_of
+from ptacl.data.participant import PREPARATION, prepare_participant, settings_of, stored_modalities
 from ptacl.data.phenotypes import read_phenotypes
 from ptacl.data.store import Store, open_store
-from ptacl.data.table import REPORT_COLUMNS, report_row, split_of, split_shares
+from ptacl.data.table import MODALITIES, REPORT_COLUMNS, report_row, split_of, split_shares
 from ptacl.data.twins import SIGNATURE, find_twins
 from ptacl.data.ukbb import pair_ukbb
 
@@ -120,7 +120,7 @@ def _prepare_part(
     "Prepare a participant into a file of its own; whether there is one, and rows of the report."
     if part.is_file():
         return True, []
-    item, report = prepare_participant(root, row, settings)
+    item, report = prepare_participant(root, row, settings, stored_modalities(settings))
     if item is None:
         return False, report
     tmp = part.with_name(f".{part.name}")
@@ -149,19 +149,24 @@ def _read_part(part: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]
 
 # %% ../../nbs/data/76_prepare.ipynb #4490fe3c
 def _prepare_parts(
-    cohort: Cohort, table: pd.DataFrame, folder: Path, cfg: PrepareConfig, progress: bool, first_run: bool
+    cohort: Cohort,
+    table: pd.DataFrame,
+    folder: Path,
+    settings: Mapping[str, object],
+    workers: int,
+    progress: bool,
+    first_run: bool,
 ) -> tuple[dict[str, Path], list[dict[str, str]]]:
     "Parts of the participants in a table who can be used, by name, and rows of the report about the others."
     folder.mkdir(exist_ok=True)
     rows = table[["participant_id", "ecg", "cine"]].to_dict("records")
     digests = [hashlib.sha256(json.dumps(list(row.values())).encode()).hexdigest() for row in rows]
     parts = [folder / f"{digest[:32]}.npz" for digest in digests]
-    settings = settings_of(cfg)
     jobs = [
         delayed(_prepare_part)(cohort.root, row, settings, part)
         for row, part in zip(rows, parts, strict=True)
     ]
-    done = Parallel(n_jobs=cfg.workers, return_as="generator", idle_worker_timeout=2)(jobs)
+    done = Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=2)(jobs)
     report = []
     made = {}
     unwritten = 0
@@ -197,7 +202,9 @@ def _pack(
     def items() -> Iterator[tuple[dict[str, np.ndarray], list[dict]]]:
         for row in people[["participant_id", "ecg", "cine"]].to_dict("records"):
             # a part can be torn by a power cut
-            yield _read_part(made[row["participant_id"]]) or prepare_participant(root, row, settings)
+            yield _read_part(made[row["participant_id"]]) or prepare_participant(
+                root, row, settings, stored_modalities(settings)
+            )
 
     add_shard(out, settings, people, items())
     for name in people.participant_id:
@@ -235,24 +242,17 @@ def prepare_cohort(
 ) -> Store:  # opened; its report tells who was left out and why
     "Prepare the participants of a cohort who are not in the store yet."
     out = Path(out)
-    settings = settings_of(cfg)
-    if not len(cohort.pairs()):
-        there = " and no ".join(m for m in ("ecg", "cine") if not (cohort.table[m] != "").any())
-        raise BadInput(
-            cohort.root,
-            f"none of {len(cohort.table)} participants has both recordings (there is no {there or 'pair'})",
-            "Give pairs, or pre-train an encoder of one kind on the folder as it is: nbs/pretrain.ipynb",
-        )
+    settings = settings_of(cfg) | _only_one_kind(cohort)
     with locked_store(out):
         digest = hashlib.sha256(json.dumps([PREPARATION, settings], sort_keys=True).encode()).hexdigest()
         parts = out / f"parts-{digest[:8]}"
         _, known, notes = whole_shards(out, settings, verify=True)
         damaged = [r for r in notes if not r["participant_id"]]
-        table = cohort.pairs()
+        table = cohort.with_all(stored_modalities(settings))
         in_store = set(zip(known.participant_id, known.ecg, known.cine, strict=True))
         cells = zip(table.participant_id, table.ecg, table.cine, strict=True)
         new = table[[k not in in_store for k in cells]]
-        made, failed = _prepare_parts(cohort, new, parts, cfg, progress, not len(known))
+        made, failed = _prepare_parts(cohort, new, parts, settings, cfg.workers, progress, not len(known))
         fresh = new[new.participant_id.isin(made)]
         is_kept = known.participant_id.isin(table.participant_id)
         is_kept &= ~known.participant_id.isin(new.participant_id)
@@ -263,4 +263,20 @@ def prepare_cohort(
         finish_store(out, settings, cohort, [*damaged, *failed, *twins])
         for old in out.glob("parts-*"):
             shutil.rmtree(old, ignore_errors=True)
-    return open_store(out, settings)
+    return open_store(out, settings_of(cfg))
+
+
+def _only_one_kind(cohort: Cohort) -> dict[str, str]:
+    "The setting of a store of one kind; none where there are pairs. Neither is an error."
+    counts = {m: int((cohort.table[m] != "").sum()) for m in MODALITIES}
+    there = [m for m, n in counts.items() if n]
+    if len(cohort.pairs()) or not there:
+        return {}
+    if len(there) == 1:
+        return dict(only=there[0])
+    raise BadInput(
+        cohort.root,
+        f"none of {len(cohort.table)} participants has both recordings "
+        f"({counts['ecg']} have an ECG, {counts['cine']} a cine)",
+        "Give pairs, or a folder with recordings of one kind, which becomes a store for pre-training",
+    )
