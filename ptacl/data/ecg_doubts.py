@@ -41,6 +41,7 @@ class LookedAt:
     doubts: tuple[tuple[BadInput, str], ...]  # as `ecg_doubts` gives them
 
 
+# %% ../../nbs/data/61_ecg_doubts.ipynb #e0835645
 def looked_at(
     ecg: ECG,  # as it was read, any rate and length
     preparation: Mapping[str, object],  # of the encoder: fs (Hz), mains_hz (Hz), window_s (s)

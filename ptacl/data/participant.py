@@ -45,9 +45,8 @@ def stored_modalities(
 
 # %% ../../nbs/data/66_participant.ipynb #6cd8bd35
 def store_fields(
-    settings: Mapping[
-        str, object
-    ],  # fs, window_s, n_frames, crop_px and, if they are there, n_slices and only
+    # fs, window_s, n_frames, crop_px and, if they are there, n_slices and only are used
+    settings: Mapping[str, object],
 ) -> dict[str, tuple[str, tuple[int, ...], str]]:  # field -> type on the disk, shape of one row, meaning
     "The arrays of a store with these settings."
     L = len(STANDARD_LEADS)

@@ -261,6 +261,7 @@ def _other_cells(texts: pd.DataFrame, column: str, notes: list[str]) -> pd.Serie
     return joined.astype(object).where(~missing, None)
 
 
+# %% ../../nbs/data/52_phenotypes.ipynb #770c32c7
 def read_phenotypes(
     path: str | Path,  # .csv, .tsv, .txt or .parquet
     instance: int,  # visit: 2 = first imaging, 3 = repeat

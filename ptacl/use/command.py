@@ -187,9 +187,7 @@ def embed_command(
     parser.add_argument(
         "--workers", type=int, help="processes that read many files (default: as many as processors)"
     )
-    parser.add_argument(
-        "--no-doubts", action="store_true", help="do not look at each recording as training does (faster)"
-    )
+    parser.add_argument("--no-doubts", action="store_true", help="do not look at recordings as training does")
     asked = parser.parse_args(argv)
     try:
         write = table_writer(asked.out)
@@ -213,10 +211,9 @@ def embed_command(
         report = table_writer(Path(asked.out).with_suffix(".left_out.tsv"))(
             bad.assign(record=bad.record.map(name_of)).set_index("record")
         )
+        doubtful = Path(asked.out).with_suffix(".doubts.tsv")
         if len(doubts):
-            doubtful = table_writer(Path(asked.out).with_suffix(".doubts.tsv"))(
-                doubts.assign(record=doubts.record.map(name_of)).set_index("record")
-            )
+            table_writer(doubtful)(doubts.assign(record=doubts.record.map(name_of)).set_index("record"))
         if len(table):
             write(table.rename(index=name_of))
     except BadInput as e:

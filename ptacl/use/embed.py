@@ -293,7 +293,8 @@ def embed(
         rows, signals, oks = zip(*batch, strict=True)
         return zip(rows, vectors_of(np.stack(signals), np.stack(oks)), strict=True)
 
-    threads = 1 if encoder.device.type != "cpu" else cpu_count() if workers is None else workers
+    threads = cpu_count() if workers is None else workers
+    threads = threads if encoder.device.type == "cpu" else 1
     done = _side_by_side(vectors_of_batch, each(), batch_size, threads)
     with closing(prepared), closing(done):  # stops the workers also where a recording is refused
         for row, z_D in chain.from_iterable(done):
