@@ -393,6 +393,26 @@ def test_dicom_twelve_bits(tmp_path):
     is_toy(read_ecg(dicom(tmp_path, change=masked)))
 
 
+def test_dicom_big_endian(tmp_path):
+    "The other byte order, with padding at the end."
+    path = tmp_path / "b.dcm"
+    as_read = pydicom.dcmread(dicom(tmp_path))
+    group = pydicom.Dataset.from_json(as_read.WaveformSequence[0].to_json())
+    raw = np.frombuffer(group.WaveformData, "<i2").copy()
+    raw[-12 * 50 :] = -32768
+    group.WaveformData = raw.astype(">i2").tobytes()
+    file = pydicom.Dataset()
+    file.file_meta = as_read.file_meta
+    file.SOPClassUID = as_read.SOPClassUID
+    file.SOPInstanceUID = as_read.SOPInstanceUID
+    file.WaveformSequence = [group]
+    group.WaveformPaddingValue = np.array([-32768], ">i2").tobytes()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+    file.save_as(path, enforce_file_format=True)
+    ecg = read_ecg(path)
+    np.testing.assert_allclose(ecg.signal_LT[:, :-50], TOY_LT[:, :-50], atol=0.0013)
+
+
 def test_deflated_bomb(tmp_path):
     "A DICOM of 300 KB that inflates to 300 MB."
     path = tmp_path / "a.dcm"

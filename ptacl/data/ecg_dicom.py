@@ -56,7 +56,7 @@ def _dicom_channel(channel: object) -> str:
     return coded or next((w for w in words if lead_name(w)), words[0] or words[1])
 
 
-def _dicom_mv(group: object, k: int, raw_T: np.ndarray, source: str) -> np.ndarray:
+def _dicom_mv(group: object, k: int, raw_T: np.ndarray, source: str, order: str = "little") -> np.ndarray:
     "One channel in mV; not-a-number where it is padded."
     channel = group.ChannelDefinitionSequence[k]
     unit = (channel.get("ChannelSensitivityUnitsSequence") or [{}])[0].get("CodeValue", "")
@@ -75,7 +75,7 @@ def _dicom_mv(group: object, k: int, raw_T: np.ndarray, source: str) -> np.ndarr
         raise BadInput(source, f"the sensitivity of channel {k} is {step:g} a step", remedy)
     padding = group.get("WaveformPaddingValue")
     if isinstance(padding, bytes):
-        padding = int.from_bytes(padding[: raw_T.itemsize], "little", signed=raw_T.dtype.kind == "i")
+        padding = int.from_bytes(padding[: raw_T.itemsize], order, signed=raw_T.dtype.kind == "i")
     is_pad_T = np.zeros(len(raw_T), bool) if padding is None else raw_T == padding
     bits = int(channel.get("WaveformBitsStored") or 0)
     x_T = raw_T.astype(np.float64)
@@ -135,6 +135,34 @@ def _group_of(number: int, group: object, source: str) -> _Group:
     return _Group(number, fs, n, start, names)
 
 
+# %% ../../nbs/data/13_ecg_dicom.ipynb #21132521
+_SAMPLE_TYPES = {
+    (8, "SB"): "i1",
+    (8, "UB"): "u1",
+    (16, "SS"): "i2",
+    (16, "US"): "u2",
+    (32, "SL"): "i4",
+    (32, "UL"): "u4",
+}
+
+
+def _group_samples(group: object, byte_order: str, source: str) -> np.ndarray:
+    "The samples of a group, (T, channels)."
+    kind = (group.WaveformBitsAllocated, group.WaveformSampleInterpretation)
+    if kind not in _SAMPLE_TYPES:
+        raise BadInput(
+            source, f"samples of {kind[0]} bits are not read ({str(kind[1])[:4]})", "Export 16 bits."
+        )
+    T = group.NumberOfWaveformSamples
+    C = group.NumberOfWaveformChannels
+    dtype = np.dtype(_SAMPLE_TYPES[kind]).newbyteorder("<" if byte_order == "little" else ">")
+    need = T * C * dtype.itemsize
+    if len(group.WaveformData) < need:
+        problem = f"truncated: {len(group.WaveformData)} bytes where {C} channels of {T} samples need {need}"
+        raise BadInput(source, problem, "Copy or export the file again.")
+    return np.frombuffer(group.WaveformData[:need], dtype).astype(dtype.newbyteorder("=")).reshape(T, C)
+
+
 # %% ../../nbs/data/13_ecg_dicom.ipynb #1275245b
 def _groups_of_record(groups: list[_Group], source: str) -> list[_Group]:
     "Those that are the record."
@@ -149,8 +177,6 @@ def _groups_of_record(groups: list[_Group], source: str) -> list[_Group]:
     best = ranks.index(max(ranks))
     chosen = list(candidates.values())[best]
     told = "; ".join(g.told() for g in groups if g.leads)[:300]
-    if ranks.count(max(ranks)) > 1 or len(merged[best]) > len(set(merged[best])) and len(chosen) > 1:
-        raise BadInput(source, f"several groups could be the record: {told}", "Export one record a file.")
     on_paper = len(chosen) > 2 and all(len(g.leads) <= 3 for g in chosen) and chosen[0].n < 6 * chosen[0].fs
     if on_paper or set().union(*merged) > set(merged[best]):
         raise BadInput(
@@ -158,6 +184,8 @@ def _groups_of_record(groups: list[_Group], source: str) -> list[_Group]:
             f"its leads are in groups of different times: {told}",
             "Export the ECG with all leads at once, not as it is laid out on paper.",
         )
+    if ranks.count(max(ranks)) > 1 or len(merged[best]) > len(set(merged[best])) and len(chosen) > 1:
+        raise BadInput(source, f"several groups could be the record: {told}", "Export one record a file.")
     return chosen
 
 
@@ -216,7 +244,6 @@ def ecg_from_dicom(
 ) -> ECG:  # the record in mV and standard order
     "Read a 12-lead ECG from a DICOM waveform file."
     import pydicom
-    from pydicom.waveforms.numpy_handler import multiplex_array
 
     source = str(path)
     if not is_file(path):
@@ -237,12 +264,13 @@ def ecg_from_dicom(
                     "A DICOM ECG (12-lead or general ECG waveform storage) is needed.",
                 )
             groups = _groups_of_record([_group_of(k, g, source) for k, g in originals], source)
+            order = "big" if file.original_encoding[1] is False else "little"
             parts = []
             for group in groups:
-                raw_TL = multiplex_array(file, group.number)
                 in_file = file.WaveformSequence[group.number]
+                raw_TL = _group_samples(in_file, order, source)
                 rows = [
-                    _dicom_mv(in_file, j, raw_TL[:, j], source)
+                    _dicom_mv(in_file, j, raw_TL[:, j], source, order)
                     for j, s in enumerate(group.names)
                     if lead_name(s)
                 ]

@@ -251,7 +251,7 @@ def _raw_samples(
         return _flac_samples(file, hea, width, n_frames)
     offset = signals[0].offset
     have = file.stat().st_size
-    n = n_frames or int((have - offset) / fmt.width) // width
+    n = n_frames or max(1, int((have - offset) / fmt.width) // width)
     need = math.ceil(n * width * fmt.width) + offset
     says = (
         f"{have} bytes where the header's {len(signals)} signals of {n} samples "
@@ -283,6 +283,9 @@ def _flac_samples(file: Path, hea: Path, width: int, n_frames: int | None) -> np
             if f.channels != width or f.frames != n:
                 says = f"{f.frames} frames of {f.channels} samples, the header says {n} of {width}"
                 raise BadInput(file, f"header contradicts its data: {says}", _CORRECT)
+            if n * width > max(2**25, 16 * file.stat().st_size):
+                problem = f"{n * width} samples are too many for {file.stat().st_size} bytes"
+                raise BadInput(file, problem, "Copy or export the record again.")
             return f.read(dtype="int32", always_2d=True) >> (32 - bits)
     except (RuntimeError, KeyError, ValueError, TypeError) as e:
         if isinstance(e, BadInput):
