@@ -332,7 +332,9 @@ def dicom(folder, *parts, change=None):
     return path
 
 
-LIMB, CHEST, ALL = slice(0, 6), slice(6, 12), slice(None)
+LIMB = slice(0, 6)
+CHEST = slice(6, 12)
+ALL = slice(None)
 
 
 def test_dicom_groups_that_belong_together(tmp_path):
@@ -422,7 +424,8 @@ def test_deflated_bomb(tmp_path):
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     file = pydicom.Dataset()
     file.file_meta = meta
-    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.SOPClassUID = meta.MediaStorageSOPClassUID
+    file.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     file.save_as(path, enforce_file_format=True)
     start = 128 + 4 + 12 + pydicom.dcmread(path).file_meta.FileMetaInformationGroupLength
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
