@@ -267,11 +267,10 @@ def _check_signal(mv_LT: np.ndarray, ok_L: np.ndarray, source: str) -> None:
     spread = {}
     for k in large:
         spread[STANDARD_LEADS[k]] = np.subtract(*np.percentile(mv_LT[k][np.isfinite(mv_LT[k])], [99.5, 0.5]))
-    spread = {name: mv for name, mv in spread.items() if mv > 20}
+    is_typical = 2 * sum(mv > 20 for mv in spread.values()) > ok_L.sum()
+    spread = {name: mv for name, mv in spread.items() if mv > (20 if is_typical else 30)}
     if spread:
-        which = (
-            f"lead {', '.join(spread)} swings" if 2 * len(spread) <= ok_L.sum() else "the typical lead swings"
-        )
+        which = "the typical lead swings" if is_typical else f"lead {', '.join(spread)} swings"
         raise BadInput(
             source,
             f"{which} {np.median(list(spread.values())):.4g} mV",

@@ -174,7 +174,7 @@ def _warn_of_doubts(doubtful: list[dict[str, str]], n: int) -> None:
     if names:
         most = Counter(row["problem"].split(" (")[0] for row in doubtful).most_common(1)[0][0]
         said = f"{len(names)} of {n} recordings are doubtful, see doubts_of(table); most often: {most[:120]}"
-        warnings.warn(said, stacklevel=3)
+        warnings.warn(said, stacklevel=4)
 
 
 # %% ../../nbs/use/10_embed.ipynb #9593ddf0
