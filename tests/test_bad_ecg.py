@@ -255,8 +255,8 @@ def test_truncated_packed_and_mat(tmp_path, rec):
         (r"1000\.0\(0\)/mV", "1.0(0)/mV", ["typical lead swings", "unit"]),
         (r" III$", " II", ["both lead II"]),
         (r" V6$", " Vsix", ["V6 missing", "'Vsix' unknown"]),
-        (r"rec\.dat", "gone.dat", ["gone.dat is missing"]),
-        (r"rec\.dat 16 ", "rec.dat 99 ", ["wfdb cannot read"]),
+        (r"rec\.dat", "gone.dat", ["'gone.dat' is missing"]),
+        (r"rec\.dat 16 ", "rec.dat 99 ", ["format '99' is unknown"]),
         (r"^rec 12", "some words", ["not a WFDB header", "a name and a number of signals"]),
     ],
     ids=[
@@ -316,9 +316,7 @@ def test_empty_header_and_no_header(tmp_path):
 
 def test_one_lead(tmp_path):
     "One lead, or one among channels that are none."
-    fails(
-        write(tmp_path, "one", leads()[1:2], names=["II"]), "one.hea", "1 of the 12 standard leads", "['II']"
-    )
+    fails(write(tmp_path, "one", leads()[1:2], names=["II"]), "one.hea", "1 of the 12 standard leads", "'II'")
     fails(
         write(tmp_path, "holter", leads()[:2], names=["MLII", "V5"]),
         "holter.hea",

@@ -193,8 +193,10 @@ def test_a_half_probe_is_noticed(encoder, small_run):
     )
     folder = probe.save_pretrained(small_run)
     record = sample_path("ecg", "sim-0001.hea")
-    assert encoder.predict(record).iloc[0].to_dict() == dict(
-        phenotype="lvef", value=55.0, low=52.0, high=58.0, unit="%"
+    said = encoder.predict(record).iloc[0].to_dict()
+    assert np.isnan(said.pop("probe_r2")) and said.pop("seconds") == encoder.preparation["window_s"]
+    assert said == dict(
+        phenotype="lvef", value=55.0, low=52.0, high=58.0, unit="%", probe_n=50, leads=12, doubts=""
     )
     (folder / "model.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="no readable weights"):

@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "BadInput",
+    "as_bad_input",
+    "is_file",
     "samples_dir",
     "sample_path",
     "seed_everything",
@@ -47,6 +49,41 @@ class BadInput(ValueError):
 
     def __reduce__(self):  # survives the way back from a worker process
         return BadInput, (self.source, self.problem, self.remedy)
+
+
+# %% ../../nbs/base/00_core.ipynb #72fb60d7
+def as_bad_input(
+    error: Exception,  # whatever went wrong with one file
+    source: str | Path = "",  # the file
+) -> BadInput:  # as it is, if it is one
+    "What a report says about an exception."
+    if isinstance(error, BadInput):
+        return error
+    if isinstance(error, OSError):
+        problem = f"cannot be read ({error.strerror or type(error).__name__})"
+        return BadInput(source, problem, "Check the file and who may read it, and run again")
+    if isinstance(error, MemoryError):
+        return BadInput(source, "needs more memory than there is", "Check its size, or read it alone")
+    at = error.__traceback__
+    while at and at.tb_next:
+        at = at.tb_next
+    where = f" in {Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}" if at else ""
+    return BadInput(
+        source,
+        f"ptacl itself failed ({type(error).__name__}{where})",
+        "Please report it, with a file that shows it if you may share one",
+    )
+
+
+# %% ../../nbs/base/00_core.ipynb #1bd3d23e
+def is_file(
+    path: str | Path,  # anything
+) -> bool:  # False also where no file can be called so
+    "Whether there is a file."
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 # %% ../../nbs/base/00_core.ipynb #dbec1954
@@ -100,7 +137,10 @@ def write_atomic(
     suffix = "".join(path.suffixes)
     tmp = path.with_name(f".{path.name.removesuffix(suffix)}.{secrets.token_hex(4)}.tmp{suffix}")
     try:
+        tmp.touch()
+        mode = tmp.stat().st_mode & 0o777  # what the umask leaves; some libraries write for the owner alone
         write(tmp)
+        os.chmod(tmp, mode)
         with open(tmp, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(tmp, path)

@@ -33,7 +33,7 @@ from ptacl.base.core import BadInput
 from ptacl.base.parameters import listed
 from ptacl.data.augment import BatchGenerator, draw_rows, window_starts
 from ptacl.data.cohort import Cohort, read_cohort
-from ptacl.data.participant import prepare_participant, settings_of
+from ptacl.data.participant import prepare_participant, settings_of, stored_modalities
 from ptacl.data.phase import CANONICAL_ES, END_SYSTOLE, canonical_phase, end_systole_phase
 from ptacl.data.store import Column, Store, open_store, store_in_memory
 from ptacl.data.store_files import is_store
@@ -217,6 +217,10 @@ def load_data(
     "Participants from a store or a cohort."
     if is_store(folder):
         store = open_store(folder, settings_of(cfg))
+        has = stored_modalities(store.settings)
+        if not set(wanted) <= set(has):
+            problem = f"is a store of {has[0]}s alone, {' and '.join(wanted)} are wanted"
+            raise BadInput(folder, problem, "Pre-train on it (nbs/pretrain.ipynb), or prepare pairs")
         return store.cohort(), _pairs_for(store, cfg, wanted), store.report
     cohort = read_cohort(folder)
     return cohort, *load_pairs(cohort, cfg, progress, wanted)

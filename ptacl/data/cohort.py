@@ -8,7 +8,6 @@ __all__ = [
     "Cohort",
     "locate_recordings",
     "read_cohort",
-    "as_bad_input",
     "check_cohort",
     "leave_out",
     "cohort_counts",
@@ -18,6 +17,7 @@ __all__ = [
 
 # %% ../../nbs/data/65_cohort.ipynb #cb57b6e6
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, as_bad_input
 from ptacl.data.cine import find_cine_doubts, read_cine
 from ptacl.data.dicom_study import list_dicom_series
 from ptacl.data.ecg_files import read_ecg
@@ -53,20 +53,21 @@ def find_recording(
     "The recording that a cell names; it must exist, inside the cohort."
     root = Path(root).resolve()
     inside = "Copy the recording into the cohort's folder and write its path relative to participants.tsv."
+    told = cell if len(cell) <= 200 else f"{cell[:60]}..."
     if Path(cell).is_absolute() or re.match(r"[A-Za-z]:", cell):
-        raise BadInput(cell, "is an absolute path", inside)
+        raise BadInput(told, "is an absolute path", inside)
     try:
         ways = [p.resolve() for p in (root / cell, root / f"{cell}.hea")]
         is_there = ways[0].is_file() or (modality == "ecg" and ways[1].is_file())
     except (OSError, RuntimeError, ValueError) as e:
         why = f"cannot be followed ({type(e).__name__})"
-        raise BadInput(f"{cell:.80}", why, "Correct the path or the link.") from None
+        raise BadInput(told, why, "Correct the path or the link.") from None
     if not all(p.is_relative_to(root) for p in ways):
-        raise BadInput(cell, "leads out of the cohort folder", inside)
+        raise BadInput(told, "leads out of the cohort folder", inside)
     if is_there:
         return root / cell
     raise BadInput(
-        cell,
+        told,
         "no such file",
         "Write / between folders."
         if "\\" in cell
@@ -99,10 +100,15 @@ class Cohort:
         split: str | None = None,  # one of `SPLITS`; None = all
     ) -> pd.DataFrame:  # rows of the table
         "The participants with both recordings."
-        both = (self.table.ecg != "") & (self.table.cine != "")
-        return self.table[both if split is None else both & (self.table.split == split)].reset_index(
-            drop=True
-        )
+        both = self.with_all(MODALITIES)
+        return both if split is None else both[both.split == split].reset_index(drop=True)
+
+    def with_all(
+        self,
+        wanted: Sequence[str],  # of MODALITIES
+    ) -> pd.DataFrame:  # rows of the table
+        "The participants with these recordings."
+        return self.table[(self.table[list(wanted)] != "").all(axis=1)].reset_index(drop=True)
 
 
 # %% ../../nbs/data/65_cohort.ipynb #6f896449
@@ -204,30 +210,6 @@ def read_cohort(
     )
 
 
-# %% ../../nbs/data/65_cohort.ipynb #1281e570
-def as_bad_input(
-    e: Exception,  # whatever reading or preparing a recording raised
-) -> BadInput:  # without a source
-    "What the report says about an exception; a fault of ours without its message, which may quote the file."
-    if isinstance(e, BadInput):
-        return e
-    if isinstance(e, MemoryError):
-        few = "Run again with fewer workers; if it stays so, leave the participant out"
-        return BadInput("", "needs more memory than there is", few)
-    if isinstance(e, OSError):
-        problem = f"cannot be read ({e.strerror or type(e).__name__})"
-        return BadInput("", problem, "Check the file, and run again")
-    at = e.__traceback__
-    while at.tb_next:
-        at = at.tb_next
-    where = f"{Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}"
-    return BadInput(
-        "",
-        f"ptacl itself failed ({type(e).__name__} in {where})",
-        "Please report it, with a file that shows it if you may share one",
-    )
-
-
 # %% ../../nbs/data/65_cohort.ipynb #8588b0dc
 def _read_one(root: Path, participant_id: str, modality: str, cell: str) -> list[dict]:
     "Rows of the report about one recording, none if it is fine."
@@ -240,9 +222,9 @@ def _read_one(root: Path, participant_id: str, modality: str, cell: str) -> list
             doubts = find_cine_doubts(read_cine(path, quiet=True), cell)
             return [report_row(participant_id, modality, error, severity) for error, severity in doubts]
         ecg = read_ecg(find_recording(root, cell, modality))
-    except Exception as e:  # one file never ends a check
-        error = as_bad_input(e)
-        return [report_row(participant_id, modality, BadInput(cell, error.problem, error.remedy))]
+    except Exception as e:  # one bad file ends no check
+        found = as_bad_input(e)
+        return [report_row(participant_id, modality, BadInput(cell, found.problem, found.remedy))]
     flat = [name for name, ok in zip(ecg.lead_names, ecg.lead_ok_L, strict=True) if not ok]
     if not flat:
         return []

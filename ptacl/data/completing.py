@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from ptacl.base.config import differing
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.cohort import Cohort
-from ptacl.data.participant import PREPARATION
+from ptacl.data.participant import PREPARATION, stored_modalities
 from ptacl.data.store_files import LAYOUT, check_shard, write_shard, write_table
 from ptacl.data.table import REPORT_COLUMNS, report_row
 
@@ -122,6 +122,9 @@ def _check_same(out: Path, entry: Mapping[str, object], settings: Mapping[str, o
             f"holds a store made by {made_by}; this is version {PREPARATION}",
             "Give another folder as `out`",
         )
+    had, want = (" and ".join(stored_modalities(s)) for s in (entry["settings"], settings))
+    if had != want:
+        raise BadInput(out, f"holds a store of {had}, the source has {want}", "Give another folder as `out`")
     for name, had, want in differing(entry["settings"], settings):
         raise BadInput(
             out,
@@ -146,7 +149,8 @@ def finish_store(
     entries, known, kept_rows = whole_shards(out, settings, verify=False)
     left_out = {r["participant_id"] for r in rows if r["severity"] == "left out"}
     known = known.drop(columns="signature").drop_duplicates(["participant_id", "ecg", "cine"], keep="last")
-    table = cohort.pairs().merge(known, on=["participant_id", "ecg", "cine"], how="inner")
+    wanted = stored_modalities(settings)
+    table = cohort.with_all(wanted).merge(known, on=["participant_id", "ecg", "cine"], how="inner")
     table = table[~table.participant_id.isin(left_out)]
     kept = set(table.participant_id)
     rows = [r for r in kept_rows if r["participant_id"] in kept] + list(rows)
@@ -158,7 +162,11 @@ def finish_store(
         example = f"; the first: {first.iloc[0]}" if len(first) else ""
         raise BadInput(
             cohort.root,
-            f"none of {len(cohort.table)} participants can be used as a pair{example}",
-            "Give participants with both an ECG and a cine; see report.tsv",
+            f"none of {len(cohort.table)} participants can be used"
+            + (" as a pair" if len(wanted) > 1 else f" for their {wanted[0]}")
+            + example,
+            "Give participants with both an ECG and a cine; see report.tsv"
+            if len(wanted) > 1
+            else "Give participants with this recording; see report.tsv",
         )
     write_table(out, settings, entries, table.astype(dict(row=np.int64)), cohort.descriptions)

@@ -6,12 +6,12 @@
 __all__ = [
     "STANDARD_LEADS",
     "LEADS_NEEDED",
+    "quoted",
     "lead_name",
     "mv_per_unit",
     "ECG",
     "einthoven_error_mv",
     "derive_limb_leads",
-    "flag_leads",
     "lead_rows",
     "ecg_from_channels",
     "ecg_from_array",
@@ -32,7 +32,24 @@ import numpy as np
 from scipy.signal import butter, firwin, iirnotch, resample_poly, tf2sos
 
 from ptacl.base.core import BadInput
+from ptacl.data.lead_flags import flag_leads
 from ptacl.data.zero_phase import hum_beyond, zero_phase
+
+
+# %% ../../nbs/data/10_ecg.ipynb #8a7ee46b
+def quoted(
+    text: str,  # what stands in a file
+    most: int = 20,  # characters of it that a message may hold
+) -> str:  # in quotation marks
+    "A word of a file for a message, never long: a name could stand there."
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def _named(labels: Sequence[str]) -> str:
+    "The first names of channels, and how many more there are."
+    words = ", ".join(quoted(label) for label in labels[:5])
+    return f"channel {words}" + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+
 
 # %% ../../nbs/data/10_ecg.ipynb #51cd7f7c
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -71,7 +88,7 @@ def mv_per_unit(
         s = s.removesuffix("s")
     if s not in known:
         raise BadInput(
-            source, f"unknown unit {unit!r}", "Give one of V, mV, uV, nV (any case, or written out)."
+            source, f"unknown unit {quoted(unit)}", "Give one of V, mV, uV, nV (any case, or written out)."
         )
     return known[s]
 
@@ -151,57 +168,6 @@ def derive_limb_leads(
     return out_LT.astype(signal_LT.dtype), ok_L, tuple(STANDARD_LEADS[i] for i in bad)
 
 
-# %% ../../nbs/data/10_ecg.ipynb #bc6cba15
-def _still(x_T: np.ndarray, n: int, tol: float) -> np.ndarray:
-    "Samples in runs of at least `n` in which consecutive samples differ by `tol` or less."
-    still = np.concatenate([[False], np.abs(np.diff(x_T)) <= tol, [False]]).astype(np.int8)
-    starts = np.flatnonzero(np.diff(still) == 1)
-    ends = np.flatnonzero(np.diff(still) == -1)
-    out = np.zeros(len(x_T), bool)
-    long = ends - starts + 1 >= n
-    for a, b in zip(starts[long], ends[long], strict=True):
-        out[a : b + 1] |= np.ptp(x_T[a : b + 1]) <= tol
-    return out
-
-
-def _swing(x_LT: np.ndarray) -> np.ndarray:
-    "Largest less smallest sample of each lead; no number where some sample is none."
-    with np.errstate(invalid="ignore"):
-        return np.ptp(x_LT, axis=1)
-
-
-def _may_be_still(x_LT: np.ndarray, n: int, tol: float) -> np.ndarray:
-    "Leads that may have such a run: looks at few samples, and at so many that it overlooks none."
-    few_LT = x_LT[:, :: max(1, n // 64)]
-    block = (n // max(1, n // 64) + 1) // 2  # a run of n samples holds a whole one
-    K = few_LT.shape[1] // block
-    few_LKB = few_LT[:, : K * block].reshape(len(x_LT), K, block)
-    return (np.ptp(few_LKB, axis=2) <= tol).any(1)
-
-
-def flag_leads(
-    signal_LT: np.ndarray,  # leads, (L, T), mV; not-a-number where a sample is missing
-    fs: float,  # sampling rate, Hz
-) -> np.ndarray:  # bool, (L,); False = missing, flat, or flat for a long stretch
-    "Which leads carry a signal."
-    swing_L = _swing(signal_LT)
-    ok_L = swing_L >= 0.02
-    x_LT = signal_LT
-    if not np.isfinite(swing_L).all():
-        finite_LT = np.isfinite(signal_LT)
-        x_LT = np.where(finite_LT, signal_LT, 0)
-        ok_L = (finite_LT.mean(1) >= 0.9) & (np.ptp(x_LT, axis=1) >= 0.02)
-    n = round(2 * fs)
-    looked_at_L = ok_L & _may_be_still(x_LT, n, 0.005)
-    if not looked_at_L.any():
-        return ok_L
-    still_LT = np.repeat(~ok_L[:, None], x_LT.shape[1], axis=1)
-    for k in np.flatnonzero(looked_at_L):
-        still_LT[k] = _still(x_LT[k], n, 0.005)
-    still_LT &= ~still_LT.all(0)
-    return ok_L & (still_LT.mean(1) <= 0.1)
-
-
 # %% ../../nbs/data/10_ecg.ipynb #15a04135
 LEADS_NEEDED = (
     "Two good limb leads are the least (the other four follow from them); "
@@ -222,14 +188,15 @@ def lead_rows(
             first = rows[name]
             raise BadInput(
                 source,
-                f"channels {first} ({lead_names[first]!r}) and {k} ({label!r}) are both lead {name}",
+                f"channels {first} ({quoted(lead_names[first])}) and {k} ({quoted(label)}) "
+                f"are both lead {name}",
                 "Keep one of them.",
             )
         rows[name] = k
     if len(rows) < 2:
         raise BadInput(
             source,
-            f"{len(rows)} of the 12 standard leads among the channels {list(lead_names)}",
+            f"{len(rows)} of the 12 standard leads among {_named(lead_names)}",
             LEADS_NEEDED,
         )
     return rows
@@ -250,7 +217,7 @@ def _check_spelling(lead_names: Sequence[str], have_L: np.ndarray, source: str) 
     if unknown and missing:
         raise BadInput(
             source,
-            f"lead {', '.join(missing)} missing and channel {', '.join(map(repr, unknown))} unknown",
+            f"lead {', '.join(missing)} missing and {_named(unknown)} unknown",
             f"Rename the channel to one of {' '.join(STANDARD_LEADS)}, or leave it out.",
         )
 
@@ -270,15 +237,24 @@ def _check_size(n_samples: int, fs: float, source: str) -> None:
 def _check_signal(mv_LT: np.ndarray, ok_L: np.ndarray, source: str) -> None:
     "Something moves, in two leads or more, and by less than no heart can."
     remedy = "Export the recording again, or leave the participant's `ecg` empty."
-    if not np.isfinite(mv_LT).any():
+    share_L = np.isfinite(mv_LT).mean(1)
+    if not share_L.any():
         raise BadInput(source, "every sample is NaN", remedy)
-    swing_L = _swing(mv_LT)
-    if not np.isfinite(swing_L).all():
-        swing_L = np.array([np.ptp(x_T[np.isfinite(x_T)]) if np.isfinite(x_T).any() else 0 for x_T in mv_LT])
-    if not ok_L.any():
+    if not ok_L.any() and share_L.max() < 0.9:
         raise BadInput(
             source,
-            f"all leads are flat (largest swing {swing_L.max():.2g} mV)",
+            f"samples are missing: {100 * (1 - share_L.max()):.0f} % of the best lead are NaN",
+            "Give the part that was recorded: up to a tenth is bridged.",
+        )
+    swing_L = np.array(
+        [np.ptp(x_T[np.isfinite(x_T)]) if s else 0 for x_T, s in zip(mv_LT, share_L, strict=True)]
+    )
+    if not ok_L.any():
+        is_flat = swing_L.max() < 0.02
+        what = "all leads are flat" if is_flat else "no lead is good: flat, missing or at a rail"
+        raise BadInput(
+            source,
+            f"{what} (largest swing {swing_L.max():.2g} mV)",
             f"{remedy} If the swing is just too small, check unit and gain.",
         )
     if ok_L.sum() < 2:
@@ -287,16 +263,18 @@ def _check_signal(mv_LT: np.ndarray, ok_L: np.ndarray, source: str) -> None:
             f"lead {STANDARD_LEADS[ok_L.argmax()]} is the only good one, the others are missing, flat or NaN",
             LEADS_NEEDED,
         )
-    if np.median(swing_L[ok_L]) <= 20:
-        return  # percentiles are no further apart
-    spread = np.median(
-        [np.subtract(*np.percentile(x_T[np.isfinite(x_T)], [99.5, 0.5])) for x_T in mv_LT[ok_L]]
-    )
-    if spread > 20:
+    large = np.flatnonzero(ok_L & (swing_L > 20))  # percentiles are no further apart
+    spread = {}
+    for k in large:
+        spread[STANDARD_LEADS[k]] = np.subtract(*np.percentile(mv_LT[k][np.isfinite(mv_LT[k])], [99.5, 0.5]))
+    is_typical = 2 * sum(mv > 20 for mv in spread.values()) > ok_L.sum()
+    spread = {name: mv for name, mv in spread.items() if mv > (20 if is_typical else 30)}
+    if spread:
+        which = "the typical lead swings" if is_typical else f"lead {', '.join(spread)} swings"
         raise BadInput(
             source,
-            f"the typical lead swings {spread:.4g} mV",
-            "Check the unit and the gain: uV read as mV looks like this.",
+            f"{which} {np.median(list(spread.values())):.4g} mV",
+            "Check the unit and the gain: uV read as mV looks like this. Leave out a lead that was off.",
         )
 
 

@@ -8,14 +8,17 @@ __all__ = ["quiet_pydicom", "ecg_from_dicom"]
 # %% ../../nbs/data/13_ecg_dicom.ipynb #df70e9b4
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ptacl.base.core import BadInput
-from ptacl.data.ecg import ECG, STANDARD_LEADS, ecg_from_channels, lead_name, mv_per_unit
+from ptacl.base.core import BadInput, is_file
+from ptacl.base.numbers import file_integer, file_number
+from ptacl.data.ecg import ECG, STANDARD_LEADS, ecg_from_channels, einthoven_error_mv, lead_name, mv_per_unit
 
 
 # %% ../../nbs/data/13_ecg_dicom.ipynb #24bacff6
@@ -53,60 +56,225 @@ def _dicom_channel(channel: object) -> str:
     return coded or next((w for w in words if lead_name(w)), words[0] or words[1])
 
 
-def _dicom_mv(group: object, k: int, raw_T: np.ndarray, source: str) -> np.ndarray:
+def _dicom_mv(group: object, k: int, raw_T: np.ndarray, source: str, order: str = "little") -> np.ndarray:
     "One channel in mV; not-a-number where it is padded."
     channel = group.ChannelDefinitionSequence[k]
     unit = (channel.get("ChannelSensitivityUnitsSequence") or [{}])[0].get("CodeValue", "")
+    remedy = "Export the ECG again with its calibration; none is assumed."
     if channel.get("ChannelSensitivity") is None:
-        raise BadInput(
-            source,
-            f"channel {k} has no ChannelSensitivity",
-            "Export the ECG again with its calibration; none is assumed.",
+        raise BadInput(source, f"channel {k} has no ChannelSensitivity", remedy)
+
+    def number(tag: str, default: float) -> float:
+        value = channel.get(tag)
+        return (
+            default if value is None else file_number(value, source, f"{tag} of channel {k}", remedy=remedy)
         )
-    step = float(channel.ChannelSensitivity) * float(channel.get("ChannelSensitivityCorrectionFactor") or 1)
-    x_T = raw_T * step + float(channel.get("ChannelBaseline") or 0)
+
+    step = number("ChannelSensitivity", 1) * number("ChannelSensitivityCorrectionFactor", 1)
+    if step <= 0:
+        raise BadInput(source, f"the sensitivity of channel {k} is {step:g} a step", remedy)
     padding = group.get("WaveformPaddingValue")
     if isinstance(padding, bytes):
-        padding = int.from_bytes(padding[: raw_T.itemsize], "little", signed=raw_T.dtype.kind == "i")
-    if padding is not None:
-        x_T = np.where(raw_T == padding, np.nan, x_T)
-    return x_T * mv_per_unit(str(unit), source)
+        padding = int.from_bytes(padding[: raw_T.itemsize], order, signed=raw_T.dtype.kind == "i")
+    is_pad_T = np.zeros(len(raw_T), bool) if padding is None else raw_T == padding
+    bits = int(channel.get("WaveformBitsStored") or 0)
+    x_T = raw_T.astype(np.float64)
+    # the sign of 12 bits in 16 need not have been carried on to the upper four
+    if raw_T.dtype.kind == "i" and 1 < bits < 8 * raw_T.itemsize and not is_pad_T.all():
+        low = x_T[~is_pad_T].min()
+        high = x_T[~is_pad_T].max()
+        if low >= 0 and 2 ** (bits - 1) <= high < 2**bits:
+            x_T = np.where(x_T >= 2 ** (bits - 1), x_T - 2**bits, x_T)
+    x_T = x_T * step + number("ChannelBaseline", 0)
+    return np.where(is_pad_T, np.nan, x_T) * mv_per_unit(str(unit), source)
 
 
+@dataclass(frozen=True)
+class _Group:
+    "One group of waveforms: what decides whether it belongs with another."
+
+    number: int  # its place in the file
+    fs: float  # Hz
+    n: int  # samples
+    start_ms: float  # after the first group's start
+    names: tuple[str, ...]  # of all its channels
+
+    @property
+    def leads(self) -> list[str]:
+        return [lead_name(s) for s in self.names if lead_name(s)]
+
+    def told(self) -> str:
+        "For a message."
+        return f"{' '.join(self.leads)} for {self.n / self.fs:.3g} s from {self.start_ms / 1000:g} s"
+
+
+def _group_of(number: int, group: object, source: str) -> _Group:
+    "A group of the file, if its leads were sampled at once."
+    channels = group.ChannelDefinitionSequence
+    fs = file_number(group.SamplingFrequency, source, "SamplingFrequency", 1e-3, 1e9)
+    n = file_integer(group.NumberOfWaveformSamples, source, "NumberOfWaveformSamples", 1)
+    start = file_number(group.get("MultiplexGroupTimeOffset") or 0, source, "MultiplexGroupTimeOffset")
+    names = tuple(map(_dicom_channel, channels))
+    if group.NumberOfWaveformChannels != len(channels):
+        says = f"{group.NumberOfWaveformChannels} channels are stated, {len(channels)} described"
+        raise BadInput(source, f"contradicts itself: {says}", "Export the ECG again.")
+    skews = []
+    for channel, name in zip(channels, names, strict=True):
+        if lead_name(name):
+            seconds = [
+                file_number(channel.get(tag) or 0, source, tag) / per_s
+                for tag, per_s in (("ChannelSampleSkew", fs), ("ChannelTimeSkew", 1), ("ChannelOffset", 1))
+            ]
+            skews.append(sum(seconds))
+    if skews and max(skews) - min(skews) > 0.002:
+        raise BadInput(
+            source,
+            f"its leads are {1000 * (max(skews) - min(skews)):.3g} ms apart (skew or offset of a channel)",
+            "Export the ECG with leads of the same time.",
+        )
+    return _Group(number, fs, n, start, names)
+
+
+# %% ../../nbs/data/13_ecg_dicom.ipynb #21132521
+_SAMPLE_TYPES = {
+    (8, "SB"): "i1",
+    (8, "UB"): "u1",
+    (16, "SS"): "i2",
+    (16, "US"): "u2",
+    (32, "SL"): "i4",
+    (32, "UL"): "u4",
+}
+
+
+def _group_samples(group: object, byte_order: str, source: str) -> np.ndarray:
+    "The samples of a group, (T, channels)."
+    kind = (group.WaveformBitsAllocated, group.WaveformSampleInterpretation)
+    if kind not in _SAMPLE_TYPES:
+        raise BadInput(
+            source, f"samples of {kind[0]} bits are not read ({str(kind[1])[:4]})", "Export 16 bits."
+        )
+    T = group.NumberOfWaveformSamples
+    C = group.NumberOfWaveformChannels
+    dtype = np.dtype(_SAMPLE_TYPES[kind]).newbyteorder("<" if byte_order == "little" else ">")
+    need = T * C * dtype.itemsize
+    if len(group.WaveformData) < need:
+        problem = f"truncated: {len(group.WaveformData)} bytes where {C} channels of {T} samples need {need}"
+        raise BadInput(source, problem, "Copy or export the file again.")
+    return np.frombuffer(group.WaveformData[:need], dtype).astype(dtype.newbyteorder("=")).reshape(T, C)
+
+
+# %% ../../nbs/data/13_ecg_dicom.ipynb #1275245b
+def _groups_of_record(groups: list[_Group], source: str) -> list[_Group]:
+    "Those that are the record."
+    candidates = {}
+    for group in groups:
+        if group.leads:
+            candidates.setdefault((group.fs, group.n, group.start_ms), []).append(group)
+    if not candidates:
+        return groups[:1]
+    merged = [[name for g in c for name in g.leads] for c in candidates.values()]
+    ranks = [(len(set(names)), n / fs) for names, (fs, n, _) in zip(merged, candidates, strict=True)]
+    best = ranks.index(max(ranks))
+    chosen = list(candidates.values())[best]
+    told = "; ".join(g.told() for g in groups if g.leads)[:300]
+    on_paper = len(chosen) > 2 and all(len(g.leads) <= 3 for g in chosen) and chosen[0].n < 6 * chosen[0].fs
+    if on_paper or set().union(*merged) > set(merged[best]):
+        raise BadInput(
+            source,
+            f"its leads are in groups of different times: {told}",
+            "Export the ECG with all leads at once, not as it is laid out on paper.",
+        )
+    if ranks.count(max(ranks)) > 1 or len(merged[best]) > len(set(merged[best])) and len(chosen) > 1:
+        raise BadInput(source, f"several groups could be the record: {told}", "Export one record a file.")
+    return chosen
+
+
+def _check_one_time(parts: list[np.ndarray], groups: list[_Group], source: str) -> None:
+    "Leads that are put together from several groups beat together."
+    limb_LT = np.zeros((len(STANDARD_LEADS), groups[0].n))
+    ok_L = np.zeros(len(STANDARD_LEADS), bool)
+    beats = []
+    width = max(1, round(0.04 * groups[0].fs))
+    for mv_LT, group in zip(parts, groups, strict=True):
+        for name, x_T in zip(group.leads, mv_LT, strict=True):
+            limb_LT[STANDARD_LEADS.index(name)] = x_T
+            ok_L[STANDARD_LEADS.index(name)] = np.isfinite(x_T).all()
+        slope_T = np.abs(np.diff(np.nan_to_num(mv_LT), axis=1)).sum(0)
+        beats.append(np.convolve(slope_T, np.ones(width), "same"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alike = np.nan_to_num(np.corrcoef(beats)[0], nan=1.0)
+    if min(alike) < 0.3 or einthoven_error_mv(limb_LT, ok_L, 95.0) > 0.1:
+        told = "; ".join(g.told() for g in groups)[:300]
+        raise BadInput(
+            source,
+            f"groups that claim the same time do not beat together: {told}",
+            "Export the ECG with all leads at once, not as it is laid out on paper.",
+        )
+
+
+# %% ../../nbs/data/13_ecg_dicom.ipynb #d7d0d9a5
+_MAX_DICOM = 256 * 2**20  # bytes; ten seconds of twelve leads are 0.1 MB, a day of three at 128 Hz is 66 MB
+
+
+def _check_dicom_size(path: Path, source: str) -> None:
+    "The file is no larger than an ECG, also when it is inflated."
+    size = path.stat().st_size
+    if size <= _MAX_DICOM:
+        with open(path, "rb") as f:
+            head = f.read(4096)
+            mark = head.find(b"1.2.840.10008.1.2.1.99")
+            if mark < 0:
+                return
+            length = head.find(b"\x02\x00\x00\x00UL\x04\x00")
+            start = length + 12 + int.from_bytes(head[length + 8 : length + 12], "little")
+            f.seek(start if length >= 0 else mark)
+            packed = f.read()
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            size = len(unpacker.decompress(packed, _MAX_DICOM // 4 + 1)) * 4
+        except zlib.error:
+            return  # pydicom says what is wrong
+    if size > _MAX_DICOM:
+        raise BadInput(source, f"holds more than {_MAX_DICOM >> 20} MB", "Give an ECG, not a study.")
+
+
+# %% ../../nbs/data/13_ecg_dicom.ipynb #0d769398
 def ecg_from_dicom(
     path: str | Path,  # DICOM file with waveforms
 ) -> ECG:  # the record in mV and standard order
     "Read a 12-lead ECG from a DICOM waveform file."
     import pydicom
-    from pydicom.waveforms.numpy_handler import multiplex_array
 
     source = str(path)
-    if not Path(path).is_file():
+    if not is_file(path):
         raise BadInput(source, "no such file", "Check the path.")
+    _check_dicom_size(Path(path), source)
     with quiet_pydicom():
         try:
             file = pydicom.dcmread(path, specific_tags=["WaveformSequence"])
-            groups = [
+            originals = [
                 (k, g)
                 for k, g in enumerate(file.get("WaveformSequence") or [])
                 if g.get("WaveformOriginality") != "DERIVED"
             ]
-            if not groups:
+            if not originals:
                 raise BadInput(
                     source,
                     "holds no original waveform",
                     "A DICOM ECG (12-lead or general ECG waveform storage) is needed.",
                 )
-            k, group = max(groups, key=lambda kg: kg[1].NumberOfWaveformSamples / kg[1].SamplingFrequency)
-            names = [_dicom_channel(c) for c in group.ChannelDefinitionSequence]
-            raw_TL = multiplex_array(file, k)
-            leads = [j for j, s in enumerate(names) if lead_name(s)]
-            mv_LT = (
-                np.stack([_dicom_mv(group, j, raw_TL[:, j], source) for j in leads])
-                if leads
-                else raw_TL.T[:0]
-            )
-            fs = float(group.SamplingFrequency)
+            groups = _groups_of_record([_group_of(k, g, source) for k, g in originals], source)
+            order = "big" if file.original_encoding[1] is False else "little"
+            parts = []
+            for group in groups:
+                in_file = file.WaveformSequence[group.number]
+                raw_TL = _group_samples(in_file, order, source)
+                rows = [
+                    _dicom_mv(in_file, j, raw_TL[:, j], source, order)
+                    for j, s in enumerate(group.names)
+                    if lead_name(s)
+                ]
+                parts.append(np.stack(rows) if rows else np.zeros((0, group.n)))
         except BadInput:
             raise
         except Exception as err:  # pydicom raises many kinds, with the file's content in the text
@@ -115,6 +283,9 @@ def ecg_from_dicom(
                 f"pydicom cannot read it ({type(err).__name__})",
                 "The file is truncated or no DICOM ECG: copy or export it again.",
             ) from None
+    if len(groups) > 1:
+        _check_one_time(parts, groups, source)
+    others = [s for g in groups for s in g.names if not lead_name(s)]
     return ecg_from_channels(
-        mv_LT, fs, [names[j] for j in leads], [s for s in names if not lead_name(s)], source
+        np.concatenate(parts), groups[0].fs, [s for g in groups for s in g.leads], others, source
     )

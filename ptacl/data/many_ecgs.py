@@ -18,8 +18,9 @@ import numpy as np
 from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, as_bad_input
 from ptacl.data.ecg import ECG, ecg_from_array
+from ptacl.data.ecg_doubts import looked_at
 from ptacl.data.ecg_files import READERS, read_ecg
 from ptacl.data.prepared import ecg_windows
 
@@ -58,11 +59,8 @@ def _named_ecg(
         name = item.source
     try:
         return name, _one_ecg(item, k, fs, lead_names)
-    except BadInput as e:
-        return name, e
-    except OSError as e:
-        problem = f"cannot be read ({type(e).__name__})"
-        return name, BadInput(name, problem, "Check the path and who may read it")
+    except Exception as e:  # one bad file ends no batch
+        return name, as_bad_input(e, name)
 
 
 def _one_ecg(
@@ -116,14 +114,18 @@ def windows_of_each(
     # processes that read many files, or threads that filter many arrays; None = as many as there are
     # processors, 1 = all is done here, one after the other
     workers: int | None = None,
-    # name, and (windows in mV, float32, (W, L, T), and good leads, (L,)), or what is wrong
-) -> Iterator[tuple[str | int, tuple[np.ndarray, np.ndarray] | BadInput]]:
+    doubts: bool = False,  # whether to look at each recording as training does; a third of the work
+    # name, and (windows in mV, float32, (W, L, T), good leads, (L,), with `doubts` also a `LookedAt`), or
+    # what is wrong
+) -> Iterator[tuple[str | int, tuple | BadInput]]:
     "Read recordings and cut them into windows, some ahead of the one that is taken."
     if workers is not None and workers < 1:
         raise BadInput("workers", f"is {workers}", "Give 1 or more, or None")
+    if windows not in ("first", "mean"):
+        raise BadInput("windows", f"is {windows!r}", "Choose first or mean")
     workers = cpu_count() if workers is None else workers
     how = {k: preparation[k] for k in ("fs", "mains_hz", "window_s")}
-    job = partial(_windows_of, how=how, windows=windows, fs=fs, lead_names=lead_names)
+    job = partial(_windows_of, how=how, windows=windows, fs=fs, lead_names=lead_names, doubts=doubts)
     # many windows of a long recording lie in memory at once
     chunk = 16 if windows == "first" else 1
     numbered = _with_numbers(source)
@@ -153,10 +155,20 @@ def _windows_of(
     windows: str,
     fs: float | None,
     lead_names: Sequence[str] | None,
-) -> list[tuple[str | int, tuple[np.ndarray, np.ndarray] | BadInput]]:
+    doubts: bool,
+) -> list[tuple[str | int, tuple | BadInput]]:
     "Names and windows of some recordings."
     read = (_named_ecg(k, item, fs, lead_names) for k, item in items)
-    return [(name, x if isinstance(x, BadInput) else ecg_windows(x, how, windows)) for name, x in read]
+    return [(name, x if isinstance(x, BadInput) else _cut(name, x, how, windows, doubts)) for name, x in read]
+
+
+def _cut(name: str | int, ecg: ECG, how: dict[str, object], windows: str, doubts: bool) -> tuple | BadInput:
+    "Windows of a recording, or what goes wrong with it."
+    try:
+        made = ecg_windows(ecg, how, windows)
+        return (*made, looked_at(ecg, how, windows)) if doubts else made
+    except Exception as e:  # one bad recording ends no batch
+        return as_bad_input(e, str(name))
 
 
 def _is_file(item: object) -> bool:

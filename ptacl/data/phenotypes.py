@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file
 
 
 # %% ../../nbs/data/52_phenotypes.ipynb #99189649
@@ -125,8 +125,9 @@ _TEXTS = ("ecg_method", "ecg_diagnoses", "ecg_suspicious", "ecg_device", "ecg_no
 def _field_of(header: str) -> tuple[int, int, int] | None:
     "Field, instance and place in the array; None for any other header."
     h = header.strip().removeprefix("participant.")
-    m = re.fullmatch(r"(?:f\.)?(\d+)[-.](\d+)\.(\d+)", h) or re.fullmatch(r"p(\d+)_i(\d+)(?:_a(\d+))?", h)
-    return (int(m[1]), int(m[2]), int(m[3] or 0)) if m else None
+    m = re.fullmatch(r"(?:f\.)?(\d{1,9})[-.](\d{1,4})\.(\d{1,4})", h)
+    m = m or re.fullmatch(r"p(\d{1,9})(?:_i(\d{1,4}))?(?:_a(\d{1,4}))?", h)  # p31: there is one instance
+    return (int(m[1]), int(m[2] or 0), int(m[3] or 0)) if m else None
 
 
 def _is_eid(header: str) -> bool:
@@ -203,53 +204,129 @@ def _cells(texts: pd.DataFrame, column: str, notes: list[str]) -> pd.Series:
     return values
 
 
-def read_phenotypes(
-    path: str | Path,  # .csv, .tsv, .txt or .parquet
-    instance: int,  # visit: 2 = first imaging, 3 = repeat
-    # participant_id (text) and the columns of PHENOTYPES there are; their meanings and units; what is worth a
-    # warning
-) -> tuple[pd.DataFrame, dict[str, dict[str, str]], list[str]]:
-    "Read the phenotypes of one visit."
-    path = Path(path)
-    columns = {field: column for column, (field, _, _) in PHENOTYPES.items()}
-    notes = []
+# %% ../../nbs/data/52_phenotypes.ipynb #d02f0a16
+def _asked_columns(text: str) -> dict[str, int | str]:
+    "Our name -> field, or the header in lower case."
+    asked = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, what = item.rpartition("=")
+        what = what.strip().lower()
+        field = int(what) if re.fullmatch(r"\d{1,9}", what) else what
+        name = name.strip() or (f"field_{field}" if isinstance(field, int) else field)
+        if name in asked or name in ("participant_id", "person_id", "ecg", "cine", "split", *PHENOTYPES):
+            raise BadInput("columns", f"{name[:30]!r} is the name of another column", "Name it anew.")
+        if field in asked.values() or any(field == f for f, _, _ in PHENOTYPES.values()):
+            raise BadInput("columns", f"{what[:30]} is taken already", "Ask for each field once.")
+        asked[name] = field
+    return asked
 
-    def known(h):
-        return _is_eid(h) or (_field_of(h) is not None and _field_of(h)[0] in columns)
 
-    if not path.is_file():
-        raise BadInput(path, "no such file", "Check the path.")
-    texts = (
-        _read_parquet(path, known)
-        if path.suffix.lower() in (".parquet", ".pq")
-        else _read_text(path, known, notes)
-    )
-    ids = [h for h in texts if _is_eid(h)]
-    if len(ids) != 1:
-        raise BadInput(path, f"there are {len(ids)} columns eid", "Give one table with one column eid.")
+def _columns_of_visit(
+    path: Path, headers: list[str], instance: int, asked: set[int | str], notes: list[str]
+) -> dict[int | str, list[str]]:
+    "Field or header -> its columns, in order; what is asked for also from an earlier visit, which is noted."
     found = {}
-    for h in texts.columns.drop(ids):
-        found.setdefault(_field_of(h)[:2], []).append((_field_of(h)[2], h))
-    here = {field: sorted(hs) for (field, i), hs in found.items() if i == instance}
+    for h in headers:
+        field = _field_of(h)
+        key = field[:2] if field else (h.strip().lower(), instance)
+        found.setdefault(key, []).append((field[2] if field else 0, h))
+    here = {}
+    for what in dict.fromkeys(field for field, _ in found):
+        visits = [i for field, i in found if field == what and i <= instance]
+        if (what, instance) in found:
+            here[what] = sorted(found[what, instance])
+        elif what in asked and visits:
+            here[what] = sorted(found[what, max(visits)])
+            notes.append(f"field {what} is of instance {max(visits)}; there is none of instance {instance}")
     if not here:
+        visits = sorted({i for _, i in found}) or "none"
         raise BadInput(
             path,
-            f"no known field of instance {instance}; "
-            f"instances there: {sorted({i for _, i in found}) or 'none'}",
+            f"no known field of instance {instance}; instances there: {visits}",
             "Ask for one of these, or export the fields of PHENOTYPES.",
         )
     for hs in here.values():
         if len({a for a, _ in hs}) < len(hs):
             raise BadInput(path, f"{hs[0][1]} and {hs[1][1]} are the same field", "Keep one of them.")
+    return {what: [h for _, h in hs] for what, hs in here.items()}
+
+
+def _other_cells(texts: pd.DataFrame, column: str, notes: list[str]) -> pd.Series:
+    "A column that was asked for: numbers if all filled cells are, otherwise text (dates, codes of an array)."
+    joined = texts.apply(lambda row: "; ".join(v for v in map(str.strip, row) if v), axis=1)
+    missing = joined.str.lower().isin(["", "na", "nan", "null"])
+    values = pd.to_numeric(joined.where(~missing), errors="coerce").astype(float)
+    if np.isfinite(values[~missing]).all() and not missing.all():
+        return values
+    return joined.astype(object).where(~missing, None)
+
+
+# %% ../../nbs/data/52_phenotypes.ipynb #770c32c7
+def read_phenotypes(
+    path: str | Path,  # .csv, .tsv, .txt or .parquet
+    instance: int,  # visit: 2 = first imaging, 3 = repeat
+    # further columns, separated by commas: fields or headers, with our name before = if it shall have one,
+    # such as "sex=31, age=21003, 131286, smoker"
+    columns: str = "",
+    # participant_id (text), the columns of PHENOTYPES there are and those asked for; their meanings and
+    # units; what is worth a warning, and what was ignored
+) -> tuple[pd.DataFrame, dict[str, dict[str, str]], list[str]]:
+    "Read the phenotypes of one visit."
+    path = Path(path)
+    asked = _asked_columns(columns)
+    names = {field: column for column, (field, _, _) in PHENOTYPES.items()}
+    names |= {what: name for name, what in asked.items()}
+    notes = []
+    ignored = []
+
+    def known(h):
+        field = _field_of(h)
+        plain = h.strip().lower()
+        if _is_eid(h) or (field is not None and field[0] in names) or plain in names:
+            return True
+        ignored.append(str(field[0]) if field else repr(h.strip()[:20]))
+        return False
+
+    if not is_file(path):
+        raise BadInput(path, "no such file", "Check the path.")
+    is_parquet = path.suffix.lower() in (".parquet", ".pq")
+    texts = _read_parquet(path, known) if is_parquet else _read_text(path, known, notes)
+    ids = [h for h in texts if _is_eid(h)]
+    if len(ids) != 1:
+        raise BadInput(path, f"there are {len(ids)} columns eid", "Give one table with one column eid.")
+    if not len(texts):
+        raise BadInput(path, "no line can be used", "Write a header and one line for each participant.")
+    here = _columns_of_visit(path, list(texts.columns.drop(ids)), instance, set(asked.values()), notes)
+    missing = [str(what) for what in asked.values() if what not in here]
+    if missing:
+        raise BadInput(
+            path,
+            f"no column of {', '.join(missing)[:200]}, which `columns` asks for",
+            "Export these fields too, or take them out of `columns`.",
+        )
     out = {"participant_id": texts[ids[0]].str.strip()}
-    out |= {c: _cells(texts[[h for _, h in here[f]]], c, notes) for f, c in columns.items() if f in here}
+    for what, column in names.items():
+        if what in here:
+            is_other = column not in PHENOTYPES
+            out[column] = (_other_cells if is_other else _cells)(texts[here[what]], column, notes)
     table = pd.DataFrame(out).drop_duplicates()
     odd = (table.participant_id == "") | table.participant_id.duplicated(keep=False)
     if odd.any():
         notes.append(f"{int(odd.sum())} rows without eid, or with one that another row has, are left out")
-    about = {c: dict(description=PHENOTYPES[c][1], unit=PHENOTYPES[c][2]) for c in table.columns[1:]}
-    return (
-        table[~odd].reset_index(drop=True),
-        {"participant_id": dict(description="participant", unit="")} | about,
-        notes,
-    )
+    notes += _note_of_ignored(list(dict.fromkeys(ignored)))
+    about = {c: _meaning(c, asked) for c in table}
+    return table[~odd].reset_index(drop=True), about, notes
+
+
+def _note_of_ignored(ignored: list[str]) -> list[str]:
+    "Which columns nobody has asked for; none = no note."
+    more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
+    listed = f"{', '.join(ignored[:10])}{more}"
+    return [f"{len(ignored)} columns are ignored (ask for them by `columns`): {listed}"] if ignored else []
+
+
+def _meaning(column: str, asked: dict[str, int | str]) -> dict[str, str]:
+    "Description and unit of a column."
+    if column in PHENOTYPES:
+        return dict(description=PHENOTYPES[column][1], unit=PHENOTYPES[column][2])
+    return dict(description=f"UK Biobank: {asked[column]}" if column in asked else "participant", unit="")

@@ -25,10 +25,10 @@ from ptacl.base.core import BadInput
 from ptacl.base.parameters import check_rules
 from ptacl.data.cohort import Cohort, locate_recordings, read_cohort, summarise_report
 from ptacl.data.completing import UNWRITTEN, add_shard, finish_store, locked_store, whole_shards
-from ptacl.data.participant import PREPARATION, prepare_participant, settings_of
+from ptacl.data.participant import PREPARATION, prepare_participant, settings_of, stored_modalities
 from ptacl.data.phenotypes import read_phenotypes
 from ptacl.data.store import Store, open_store
-from ptacl.data.table import REPORT_COLUMNS, report_row, split_of
+from ptacl.data.table import MODALITIES, REPORT_COLUMNS, report_row, split_of, split_shares
 from ptacl.data.twins import SIGNATURE, find_twins
 from ptacl.data.ukbb import pair_ukbb
 
@@ -43,6 +43,8 @@ class PrepareConfig(Preparation, DataConfig):
     # --- UK Biobank
     instance: int = 2  # UK Biobank only: visit, 2 is the first imaging, 3 the repeat
     phenotypes: str = ""  # UK Biobank only: table of phenotypes (CSV, TSV or Parquet), or empty for none
+    columns: str = ""  # UK Biobank only: more columns of that table, fields or headers separated by commas
+    shares: str = ""  # of train, val, test; empty is 0.7 0.1 0.2 for UK Biobank, 0.8 0 0.2 for a cohort
     # --- run
     workers: int = 2  # processes that read and prepare
     shard_size: int = 1000  # participants in one file of the store
@@ -52,6 +54,7 @@ class PrepareConfig(Preparation, DataConfig):
         check_rules(
             self, [(getattr(self, n) > 0, n, "Give a number above 0") for n in ("workers", "shard_size")]
         )
+        split_shares(self.shares or "1 0 0")
 
 
 # %% ../../nbs/data/76_prepare.ipynb #93602837
@@ -60,11 +63,14 @@ def read_source(
     instance: int = 2,  # UK Biobank's visit
     phenotypes: str | Path | None = None,  # UK Biobank's table; None = none
     view: str = "sax",  # which cines
+    columns: str = "",  # of UK Biobank's table also these, as in `read_phenotypes`
+    # of train, val and test, where the table does not say it; "" = (0.7, 0.1, 0.2) for bulk files
+    shares: str = "",
 ) -> Cohort:  # recordings were looked for, not opened
     "A cohort from whatever kind of folder there is."
     folder = Path(folder)
     if (folder / "participants.tsv").is_file():
-        return read_cohort(folder)
+        return read_cohort(folder, split_shares(shares or "0.8 0 0.2"))
     if not folder.is_dir():
         raise BadInput(
             folder,
@@ -77,10 +83,17 @@ def read_source(
             "neither participants.tsv nor UK Biobank bulk files are there",
             "Give a cohort folder like data_samples, or one with files such as 1000001_20205_2_0.xml",
         )
-    return _bulk_files(folder, instance, phenotypes, view)
+    return _bulk_files(folder, instance, phenotypes, view, columns, split_shares(shares or "0.7 0.1 0.2"))
 
 
-def _bulk_files(folder: Path, instance: int, phenotypes: str | Path | None, view: str) -> Cohort:
+def _bulk_files(
+    folder: Path,
+    instance: int,
+    phenotypes: str | Path | None,
+    view: str,
+    columns: str,
+    shares: tuple[float, float, float],
+) -> Cohort:
     "A cohort from UK Biobank's bulk files."
     files, notes = pair_ukbb(folder, instance)
     files = files.assign(cine=files["cine" if view == "sax" else "cine_lax"])
@@ -90,10 +103,10 @@ def _bulk_files(folder: Path, instance: int, phenotypes: str | Path | None, view
     for m in ("ecg", "cine"):
         table[m], rows = locate_recordings(folder, files, m)
         report += rows
-    table["split"] = table.participant_id.map(split_of)
+    table["split"] = [split_of(name, shares) for name in table.participant_id]
     if phenotypes:
-        columns, about, more = read_phenotypes(phenotypes, instance)
-        table = table.merge(columns, on="participant_id", how="left")
+        known, about, more = read_phenotypes(phenotypes, instance, columns)
+        table = table.merge(known, on="participant_id", how="left")
         notes = notes + more
     errors = [BadInput("bulk files", note, "Look at them if there are many") for note in notes]
     report += [report_row("", "table", error, "warning") for error in errors]
@@ -107,7 +120,7 @@ def _prepare_part(
     "Prepare a participant into a file of its own; whether there is one, and rows of the report."
     if part.is_file():
         return True, []
-    item, report = prepare_participant(root, row, settings)
+    item, report = prepare_participant(root, row, settings, stored_modalities(settings))
     if item is None:
         return False, report
     tmp = part.with_name(f".{part.name}")
@@ -136,19 +149,24 @@ def _read_part(part: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]
 
 # %% ../../nbs/data/76_prepare.ipynb #4490fe3c
 def _prepare_parts(
-    cohort: Cohort, table: pd.DataFrame, folder: Path, cfg: PrepareConfig, progress: bool, first_run: bool
+    cohort: Cohort,
+    table: pd.DataFrame,
+    folder: Path,
+    settings: Mapping[str, object],
+    workers: int,
+    progress: bool,
+    first_run: bool,
 ) -> tuple[dict[str, Path], list[dict[str, str]]]:
     "Parts of the participants in a table who can be used, by name, and rows of the report about the others."
     folder.mkdir(exist_ok=True)
     rows = table[["participant_id", "ecg", "cine"]].to_dict("records")
     digests = [hashlib.sha256(json.dumps(list(row.values())).encode()).hexdigest() for row in rows]
     parts = [folder / f"{digest[:32]}.npz" for digest in digests]
-    settings = settings_of(cfg)
     jobs = [
         delayed(_prepare_part)(cohort.root, row, settings, part)
         for row, part in zip(rows, parts, strict=True)
     ]
-    done = Parallel(n_jobs=cfg.workers, return_as="generator", idle_worker_timeout=2)(jobs)
+    done = Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=2)(jobs)
     report = []
     made = {}
     unwritten = 0
@@ -184,7 +202,9 @@ def _pack(
     def items() -> Iterator[tuple[dict[str, np.ndarray], list[dict]]]:
         for row in people[["participant_id", "ecg", "cine"]].to_dict("records"):
             # a part can be torn by a power cut
-            yield _read_part(made[row["participant_id"]]) or prepare_participant(root, row, settings)
+            yield _read_part(made[row["participant_id"]]) or prepare_participant(
+                root, row, settings, stored_modalities(settings)
+            )
 
     add_shard(out, settings, people, items())
     for name in people.participant_id:
@@ -222,17 +242,17 @@ def prepare_cohort(
 ) -> Store:  # opened; its report tells who was left out and why
     "Prepare the participants of a cohort who are not in the store yet."
     out = Path(out)
-    settings = settings_of(cfg)
+    settings = settings_of(cfg) | _only_one_kind(cohort)
     with locked_store(out):
         digest = hashlib.sha256(json.dumps([PREPARATION, settings], sort_keys=True).encode()).hexdigest()
         parts = out / f"parts-{digest[:8]}"
         _, known, notes = whole_shards(out, settings, verify=True)
         damaged = [r for r in notes if not r["participant_id"]]
-        table = cohort.pairs()
+        table = cohort.with_all(stored_modalities(settings))
         in_store = set(zip(known.participant_id, known.ecg, known.cine, strict=True))
         cells = zip(table.participant_id, table.ecg, table.cine, strict=True)
         new = table[[k not in in_store for k in cells]]
-        made, failed = _prepare_parts(cohort, new, parts, cfg, progress, not len(known))
+        made, failed = _prepare_parts(cohort, new, parts, settings, cfg.workers, progress, not len(known))
         fresh = new[new.participant_id.isin(made)]
         is_kept = known.participant_id.isin(table.participant_id)
         is_kept &= ~known.participant_id.isin(new.participant_id)
@@ -243,4 +263,20 @@ def prepare_cohort(
         finish_store(out, settings, cohort, [*damaged, *failed, *twins])
         for old in out.glob("parts-*"):
             shutil.rmtree(old, ignore_errors=True)
-    return open_store(out, settings)
+    return open_store(out, settings_of(cfg))
+
+
+def _only_one_kind(cohort: Cohort) -> dict[str, str]:
+    "The setting of a store of one kind; none where there are pairs. Neither is an error."
+    counts = {m: int((cohort.table[m] != "").sum()) for m in MODALITIES}
+    there = [m for m, n in counts.items() if n]
+    if len(cohort.pairs()) or not there:
+        return {}
+    if len(there) == 1:
+        return dict(only=there[0])
+    raise BadInput(
+        cohort.root,
+        f"none of {len(cohort.table)} participants has both recordings "
+        f"({counts['ecg']} have an ECG, {counts['cine']} a cine)",
+        "Give pairs, or a folder with recordings of one kind, which becomes a store for pre-training",
+    )

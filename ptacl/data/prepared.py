@@ -301,6 +301,44 @@ def prepare_cine(
     )
 
 
+# %% ../../nbs/data/60_prepared.ipynb #77531486
+def _doubt_of_mains(ecg: PreparedECG, source: str) -> list[tuple[BadInput, str]]:
+    "A hum that the notch has left."
+    if math.isnan(ecg.hum_hz):
+        return []
+    problem = f"a hum of {ecg.hum_hz:g} Hz and {ecg.hum_mv:.2g} mV is left"
+    remedy = f"Prepare with mains_hz {ecg.hum_hz:g}, if the mains has that where it was recorded"
+    return [(BadInput(source, problem, remedy), "warning")]
+
+
+def _doubts_of_gain(ecg: PreparedECG, source: str) -> list[tuple[BadInput, str]]:
+    "Leads that are far larger or smaller than those of a heart, or than the others."
+    x_LT = ecg.signal_LT[ecg.lead_ok_L, : ecg.n_samples]
+    if x_LT.shape[1] < 2:
+        return []
+    cut = x_LT.shape[1] // 500  # so many of the largest and of the smallest samples do not count
+    ordered_LT = np.partition(x_LT, (cut, x_LT.shape[1] - 1 - cut), axis=1)
+    spread_L = ordered_LT[:, -1 - cut] - ordered_LT[:, cut]
+    typical = float(np.median(spread_L))
+    look = "Check the gain and the unit, and look at the recording"
+    if typical > 10:
+        return [
+            (
+                BadInput(source, f"the typical lead swings {typical:.3g} mV: the gain is wrong", look),
+                "left out",
+            )
+        ]
+    if typical < 0.12:
+        return [(BadInput(source, f"the typical lead swings {typical:.2g} mV only", look), "warning")]
+    names = [n for n, ok in zip(STANDARD_LEADS, ecg.lead_ok_L, strict=True) if ok]
+    large = [k for k in range(len(names)) if spread_L[k] > max(6.0, 12 * typical)]
+    if not large:
+        return []
+    which = ", ".join(names[k] for k in large)
+    problem = f"lead {which} swings {spread_L[large].max():.3g} mV, the typical lead {typical:.2g} mV"
+    return [(BadInput(source, problem, f"{look}: an electrode, or the gain of one lead"), "warning")]
+
+
 # %% ../../nbs/data/60_prepared.ipynb #44e40276
 def find_doubts(
     ecg: PreparedECG,  # one recording
@@ -308,7 +346,7 @@ def find_doubts(
 ) -> list[tuple[BadInput, str]]:  # what is wrong, with "left out" or "warning"
     "What makes an ECG doubtful or unusable although its file could be read."
     rate = ecg.heart_rate_bpm
-    doubts = _doubt_of_mains(ecg, source)
+    doubts = [*_doubt_of_mains(ecg, source), *_doubts_of_gain(ecg, source)]
     rtc = ecg.rt_ms * np.sqrt(rate / 60)
     qrs = ecg.qrs_ms
 
@@ -346,7 +384,7 @@ def find_doubts(
     if ecg.n_beats == 0:
         say(
             "no complete beat was found",
-            "Nothing need be done: it takes part in the global loss only",
+            "It may be noise or no ECG: look at it. In training it takes part in the global loss only",
             "warning",
         )
     if ecg.n_clipped:
@@ -368,12 +406,3 @@ def find_doubts(
                 "warning",
             )
     return doubts
-
-
-def _doubt_of_mains(ecg: PreparedECG, source: str) -> list[tuple[BadInput, str]]:
-    "A hum that the notch has left."
-    if math.isnan(ecg.hum_hz):
-        return []
-    problem = f"a hum of {ecg.hum_hz:g} Hz and {ecg.hum_mv:.2g} mV is left"
-    remedy = f"Prepare with mains_hz {ecg.hum_hz:g}, if the mains has that where it was recorded"
-    return [(BadInput(source, problem, remedy), "warning")]

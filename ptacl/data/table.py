@@ -10,6 +10,7 @@ __all__ = [
     "REPORT_COLUMNS",
     "MISSING",
     "split_of",
+    "split_shares",
     "report_row",
     "read_participants",
     "read_descriptions",
@@ -24,7 +25,6 @@ import csv
 import difflib
 import hashlib
 import io
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, is_file, write_atomic
+from ptacl.base.numbers import file_number, read_json_object
 
 # %% ../../nbs/data/62_table.ipynb #08946d4b
 SPLITS = ("train", "val", "test")
@@ -54,6 +55,16 @@ def split_of(
     if place < shares[2]:
         return "test"
     return "val" if place < shares[2] + shares[1] else "train"
+
+
+# %% ../../nbs/data/62_table.ipynb #836ee6c8
+def split_shares(
+    text: str,  # three numbers, such as "0.7 0.1 0.2"
+) -> tuple[float, float, float]:  # of train, val and test
+    "Shares of the split from a parameter."
+    shares = tuple(file_number(w, "shares", "a share", 0, 1) for w in re.split(r"[\s,;]+", text.strip()))
+    split_of("", shares)
+    return shares
 
 
 # %% ../../nbs/data/62_table.ipynb #fd0ad729
@@ -82,7 +93,7 @@ def report_row(
 # %% ../../nbs/data/62_table.ipynb #87fbb3fb
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     "Number and cells of every line that is not blank."
-    if not path.is_file():
+    if not is_file(path):
         raise BadInput(path, "no such file", "A cohort is a folder with participants.tsv, like data_samples.")
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -96,7 +107,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     except csv.Error as e:
         raise BadInput(
             path,
-            f"line {reader.line_num} cannot be taken apart ({e})",
+            f"line {reader.line_num} cannot be taken apart ({str(e)[:60]})",
             "Close the quotation mark that was opened before.",
         ) from None
 
@@ -107,7 +118,7 @@ def _check_header(path: Path, header: list[str]) -> None:
     if twice:
         raise BadInput(
             path,
-            f"column {twice[0]!r} is there {header.count(twice[0])} times",
+            f"column {twice[0][:40]!r} is there {header.count(twice[0])} times",
             "Give every column its own name, and no name to none.",
         )
     if "participant_id" in header and set(MODALITIES) & set(header):
@@ -115,7 +126,9 @@ def _check_header(path: Path, header: list[str]) -> None:
     missing = "participant_id" if "participant_id" not in header else "ecg and cine"
     near = difflib.get_close_matches(missing, header, n=1, cutoff=0.6)
     remedy = (
-        f"Rename the column {near[0]!r}." if near else "Add participant_id, and at least one of ecg and cine."
+        f"Rename the column {near[0][:40]!r}."
+        if near
+        else "Add participant_id, and at least one of ecg and cine."
     )
     if len(header) == 1 and re.search("[,; ]", header[0]):
         remedy = "Separate the columns by tabs."
@@ -189,15 +202,10 @@ def read_descriptions(
 ) -> dict[str, dict[str, str]]:
     "What the columns mean."
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise BadInput(
-            path, f"not readable as JSON ({e})", "Correct it, or remove the file to go on without units."
-        ) from None
-    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+    found = read_json_object(path, "Correct it, or remove the file to go on without units.")
+    if not all(isinstance(v, dict) for v in found.values()):
         raise BadInput(
             path,
             "is not an object of objects",
@@ -205,7 +213,7 @@ def read_descriptions(
         )
     keys = {"description": "description", "unit": "unit", "units": "unit"}
     return {
-        column: {keys[k.lower()]: str(v) for k, v in said.items() if k.lower() in keys}
+        column: {keys[k.lower()]: str(v)[:200] for k, v in said.items() if k.lower() in keys}
         for column, said in found.items()
     }
 

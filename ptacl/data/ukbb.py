@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 
 from ptacl.base.core import BadInput
+from ptacl.base.numbers import file_number
 from ptacl.data.cine import Cine
 from ptacl.data.cine_dicom import cine_from_images
 from ptacl.data.cine_slices import KNOWN_SERIES_NAME
 from ptacl.data.dicom_study import open_study, study_images
 from ptacl.data.ecg import ECG
 from ptacl.data.ecg_dicom import quiet_pydicom
-from ptacl.data.ecg_xml import ecg_from_cardiosoft, parse_xml
+from ptacl.data.ecg_xml import cardiosoft_strip, ecg_from_cardiosoft, parse_xml
 
 
 # %% ../../nbs/data/50_ukbb.ipynb #3159941a
@@ -73,6 +74,7 @@ _MEASURED = {
 _UNITS = {
     "ms": {"": 1, "ms": 1, "s": 1000},
     "bpm": {"": 1, "bpm": 1, "1/min": 1},
+    "samples": {"": 1, "sample": 1, "samples": 1},
     "deg": {"": 1, "deg": 1, "degree": 1, "degrees": 1, "\xb0": 1},
 }
 
@@ -81,10 +83,9 @@ _UNITS = {
 def _measured(node: ElementTree.Element | None, field: str, path: str | Path) -> float:
     "A measurement in the unit of its field; NaN if it is absent, empty or no number."
     words = (node.text or "").strip() if node is not None else ""
-    try:
-        value = float(words)
-    except ValueError:
+    if not re.fullmatch(r"[-+]?[\d.]{1,20}([eE][-+]?\d{1,2})?", words):
         return float("nan")
+    value = file_number(words, path, node.tag)
     unit = (node.get("units") or "").strip().lower()
     known = _UNITS[field.rsplit("_", 1)[1]]
     if unit not in known:
@@ -108,6 +109,25 @@ def _beat_times(results: ElementTree.Element | None, path: str | Path) -> tuple[
     return np.array([t for t, _ in beats], dtype=np.float64), tuple(c for _, c in beats)
 
 
+def _median_beat(median: ElementTree.Element | None, path: Path) -> tuple[ECG | None, tuple[float, float]]:
+    "The average beat and the part of it that holds signal, ms; none where the machine made none."
+    nothing = None, (float("nan"),) * 2
+    if median is None:
+        return nothing
+    try:
+        beat = ecg_from_cardiosoft(median, f"{path} (median beat)")
+    except BadInput:  # leads without samples, or too few: the record does not depend on it
+        return nothing
+    ends = []
+    for tag in ("FirstValid", "LastValid"):
+        node = median.find(tag)
+        unit = "" if node is None else (node.get("units") or "").strip().lower()
+        is_time = unit in ("ms", "s")  # CardioSoft V6.73 counts in units="Sample"
+        value = _measured(node, "valid_ms" if is_time else "valid_samples", path)
+        ends.append(value if is_time else value * 1000 / beat.fs)
+    return beat, tuple(ends)
+
+
 def read_ukbb_ecg(
     path: str | Path,  # XML of field 20205
 ) -> tuple[ECG, DeviceMeasurements]:  # the record in mV and standard order; what the machine measured
@@ -118,23 +138,14 @@ def read_ukbb_ecg(
         raise BadInput(
             path, f"its root element is {root.tag!r:.30}, not CardiologyXML", "Give the XML of field 20205."
         )
-    strip = root.find(".//StripData")
+    strip = cardiosoft_strip(root, path)
     measured = root.find(".//RestingECGMeasurements")
-    if strip is None:
-        raise BadInput(path, "there is no StripData, so no record", "Download the file again.")
 
     def find(name):
         return None if measured is None else measured.find(name)
 
     times, classes = _beat_times(strip.find("ArrhythmiaResults"), path)
-    median = find("MedianSamples")
-    beat = None
-    valid = (float("nan"),) * 2
-    if median is not None and any((w.text or "").strip() for w in median.findall("WaveformData")):
-        beat = ecg_from_cardiosoft(median, f"{path} (median beat)")
-        valid = tuple(
-            _measured(median.find(k), "sample_ms", path) * 1000 / beat.fs for k in ("FirstValid", "LastValid")
-        )
+    beat, valid = _median_beat(find("MedianSamples"), path)
     values = {field: _measured(find(tag), field, path) for field, tag in _MEASURED.items()}
     return ecg_from_cardiosoft(strip, str(path)), DeviceMeasurements(times, classes, beat, valid, **values)
 

@@ -33,7 +33,8 @@ from ptacl.base.parameters import check_rules
 from ptacl.data.cine import Cine, cine_from_array
 from ptacl.data.cohort import Cohort
 from ptacl.data.completing import add_shard, finish_store, locked_store, whole_shards
-from ptacl.data.ecg import ECG, ecg_from_channels, flag_leads
+from ptacl.data.ecg import ECG, ecg_from_channels
+from ptacl.data.lead_flags import flag_leads
 from ptacl.data.participant import PREPARATION, prepare_participant, settings_of
 from ptacl.data.store import Store, open_store
 from ptacl.data.table import MODALITIES, REPORT_COLUMNS, to_numbers

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.ecg_files import recording_suffixes
 from ptacl.models.ecg_encoder import ECGEncoder
-from ptacl.use.embed import PRECISIONS, Source, embed, left_out, shared_head
+from ptacl.use.embed import PRECISIONS, Source, doubts_of, embed, left_out, shared_head
 
 
 # %% ../../nbs/use/18_command.ipynb #3b616611
@@ -161,7 +161,7 @@ def embed_command(
         required=True,
         metavar="FILE",
         help="table to write: .parquet, .tsv or .csv; "
-        "what was left out goes to FILE's name with .left_out.tsv",
+        "what was left out goes to FILE's name with .left_out.tsv, what is doubtful to .doubts.tsv",
     )
     parser.add_argument(
         "--which",
@@ -187,6 +187,7 @@ def embed_command(
     parser.add_argument(
         "--workers", type=int, help="processes that read many files (default: as many as processors)"
     )
+    parser.add_argument("--no-doubts", action="store_true", help="do not look at recordings as training does")
     asked = parser.parse_args(argv)
     try:
         write = table_writer(asked.out)
@@ -202,12 +203,17 @@ def embed_command(
             precision=asked.precision,
             workers=asked.workers,
             progress=sys.stderr.isatty(),
+            doubts=not asked.no_doubts,
         )
         bad = left_out(table)
+        doubts = doubts_of(table)
         name_of = {str(p): name for name, p in found.items()}
         report = table_writer(Path(asked.out).with_suffix(".left_out.tsv"))(
             bad.assign(record=bad.record.map(name_of)).set_index("record")
         )
+        doubtful = Path(asked.out).with_suffix(".doubts.tsv")
+        if len(doubts):
+            table_writer(doubtful)(doubts.assign(record=doubts.record.map(name_of)).set_index("record"))
         if len(table):
             write(table.rename(index=name_of))
     except BadInput as e:
@@ -216,7 +222,8 @@ def embed_command(
     print(
         f"{len(table)} of {len(found)} ECGs embedded"
         + (f" into {asked.out}" if len(table) else "")
-        + (f"; {len(bad)} left out, see {report}" if len(bad) else ""),
+        + (f"; {len(bad)} left out, see {report}" if len(bad) else "")
+        + (f"; {doubts.record.nunique()} doubtful, see {doubtful}" if len(doubts) else ""),
         file=sys.stdout if len(table) else sys.stderr,
     )
     return 0 if len(table) else 1

@@ -10,13 +10,15 @@ __all__ = [
     "encoder_identity",
     "folder_identity",
     "left_out",
+    "doubts_of",
     "embed",
     "embed_windows",
 ]
 
 # %% ../../nbs/use/10_embed.ipynb #f06c6f03
 import hashlib
-from collections import deque
+import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,6 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ptacl.base.core import BadInput
+from ptacl.data.ecg_doubts import LookedAt
 from ptacl.data.many_ecgs import Source, windows_of_each
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.layers import ProjectionHead
@@ -149,6 +152,31 @@ def _usable(
             bad.append(dict(record=str(name), source=made.source, problem=made.problem, remedy=made.remedy))
 
 
+# %% ../../nbs/use/10_embed.ipynb #52d8a9ce
+def doubts_of(
+    table: pd.DataFrame,  # from `embed` or `predict`
+    # record, severity ("left out" = training would not take it, or "warning"), problem, remedy; possibly none
+) -> pd.DataFrame:
+    "What is doubtful about the recordings that a table has."
+    return pd.DataFrame(table.attrs.get("doubts", []), columns=["record", "severity", "problem", "remedy"])
+
+
+def _note_doubts(name: str | int, seen: LookedAt, doubtful: list[dict[str, str]]) -> None:
+    "Adds what is doubtful about a recording."
+    for error, severity in seen.doubts:
+        row = dict(record=str(name), severity=severity, problem=error.problem, remedy=error.remedy)
+        doubtful.append(row)
+
+
+def _warn_of_doubts(doubtful: list[dict[str, str]], n: int) -> None:
+    "One warning for all recordings."
+    names = list(dict.fromkeys(row["record"] for row in doubtful))
+    if names:
+        most = Counter(row["problem"].split(" (")[0] for row in doubtful).most_common(1)[0][0]
+        said = f"{len(names)} of {n} recordings are doubtful, see doubts_of(table); most often: {most[:120]}"
+        warnings.warn(said, stacklevel=4)
+
+
 # %% ../../nbs/use/10_embed.ipynb #9593ddf0
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -228,6 +256,7 @@ def embed(
     # as many of each as there are processors, 1 = one recording after the other
     workers: int | None = None,
     progress: bool = False,  # whether to show a bar
+    doubts: bool = True,  # whether to look at each recording as training does; 10 ms each
 ) -> pd.DataFrame:  # one row a recording, index = path or number, columns z0, z1, ..., float32
     "Turn recordings into vectors."
     _check_choices(
@@ -241,14 +270,21 @@ def embed(
     counts = []
 
     prepared = windows_of_each(
-        source, encoder.preparation, windows, fs=fs, lead_names=lead_names, workers=workers
+        source, encoder.preparation, windows, fs=fs, lead_names=lead_names, workers=workers, doubts=doubts
     )
+    doubtful = []
+    used = []
 
     def each() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         "Number of the recording, one window of it, its good leads."
         usable = _usable(prepared, errors, bad)
-        for name, (signal_WLT, ok_L) in tqdm(usable, desc="embedding", unit="ECG", disable=not progress):
+        for name, (signal_WLT, ok_L, *seen) in tqdm(
+            usable, desc="embedding", unit="ECG", disable=not progress
+        ):
             names.append(name)
+            for look in seen:  # one, or none without `doubts`
+                _note_doubts(name, look, doubtful)
+                used.append((look.n_leads, look.seconds))
             for signal_LT in signal_WLT:
                 yield len(names) - 1, signal_LT, ok_L
 
@@ -257,7 +293,8 @@ def embed(
         rows, signals, oks = zip(*batch, strict=True)
         return zip(rows, vectors_of(np.stack(signals), np.stack(oks)), strict=True)
 
-    threads = 1 if encoder.device.type != "cpu" else cpu_count() if workers is None else workers
+    threads = cpu_count() if workers is None else workers
+    threads = threads if encoder.device.type == "cpu" else 1
     done = _side_by_side(vectors_of_batch, each(), batch_size, threads)
     with closing(prepared), closing(done):  # stops the workers also where a recording is refused
         for row, z_D in chain.from_iterable(done):
@@ -275,7 +312,8 @@ def embed(
         index=pd.Index(names, name="record"),
         columns=[f"z{k}" for k in range(z_RD.shape[1])],
     )
-    table.attrs = dict(left_out=bad, encoder=encoder_identity(encoder))
+    table.attrs = dict(left_out=bad, doubts=doubtful, used=used, encoder=encoder_identity(encoder))
+    _warn_of_doubts(doubtful, len(names))
     return table
 
 

@@ -19,7 +19,7 @@ from ptacl.base.core import BadInput
 from ptacl.evaluation.probe import fit_ridge
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.weights import model_folder, read_settings, read_weights, save_weights
-from ptacl.use.embed import Source, embed, folder_identity
+from ptacl.use.embed import Source, doubts_of, embed, folder_identity
 
 
 # %% ../../nbs/use/15_phenotypes.ipynb #98fc7ee0
@@ -56,6 +56,9 @@ class PhenotypeProbe:
     windows: str = "first"  # of the features it was fitted on
     # `encoder_identity` of the encoder it was fitted on; None = not known
     encoder: Mapping[str, object] | None = None
+    # share of the variance that is predicted of people whom the probe had not seen, one a phenotype; () = not
+    # known
+    r2: tuple[float | None, ...] = ()
 
     def predict(
         self,
@@ -90,7 +93,7 @@ class PhenotypeProbe:
         }
         beside = folder_identity(folder)
         same_encoder(self.encoder, beside)
-        settings = {k: getattr(self, k) for k in ("phenotypes", "units", "n", "coverage", "windows")}
+        settings = {k: getattr(self, k) for k in ("phenotypes", "units", "n", "coverage", "windows", "r2")}
         settings |= dict(architectures=["PhenotypeProbe"], encoder=self.encoder or beside)
         return save_weights(weights, settings, Path(folder) / "phenotypes")
 
@@ -119,15 +122,17 @@ class PhenotypeProbe:
 
 
 # %% ../../nbs/use/15_phenotypes.ipynb #760131d8
-def _half_width(z_RD: np.ndarray, y_R: np.ndarray, rank: int, folds: int, seed: int) -> float:
-    "The error of this rank, from small to large, over people whom the fold's probe has not seen."
+def _half_width(z_RD: np.ndarray, y_R: np.ndarray, rank: int, folds: int, seed: int) -> tuple[float, float]:
+    "The error of this rank, from small to large, and R2, over people whom the fold's probe has not seen."
     fold_R = np.random.default_rng(seed).permutation(len(y_R)) % folds
     errors = []
     for k in range(folds):
         is_out_R = fold_R == k
         predicted = fit_ridge(z_RD[~is_out_R], y_R[~is_out_R]).predict(z_RD[is_out_R])
         errors.append(np.abs(y_R[is_out_R] - predicted))
-    return np.sort(np.concatenate(errors))[rank - 1]
+    error_R = np.sort(np.concatenate(errors))
+    spread = ((y_R - y_R.mean()) ** 2).sum()
+    return error_R[rank - 1], float(1 - (error_R**2).sum() / spread) if spread else math.nan
 
 
 def fit_probe(
@@ -154,6 +159,7 @@ def fit_probe(
     weights = []
     biases = []
     halves = []
+    r2s = []
     counts = []
     for name in phenotypes:
         if name not in units:
@@ -168,7 +174,9 @@ def fit_probe(
             needed = max(3 * folds, math.ceil(round(coverage / (1 - coverage), 9)))
             remedy = f"At least {needed} are needed for {folds} folds and a coverage of {coverage:g}"
             raise BadInput(name, f"is known of {n} recordings", remedy)
-        halves.append(_half_width(z_RD, y_R, rank, folds, seed))
+        half, r2 = _half_width(z_RD, y_R, rank, folds, seed)
+        halves.append(half)
+        r2s.append(round(r2, 4) if math.isfinite(r2) else None)
         scaler, ridge = fit_ridge(z_RD, y_R)
         weights.append(ridge.coef_ / scaler.scale_)
         biases.append(ridge.intercept_ - (ridge.coef_ / scaler.scale_) @ scaler.mean_)
@@ -183,6 +191,7 @@ def fit_probe(
         coverage=coverage,
         windows=windows,
         encoder=features.attrs.get("encoder"),
+        r2=tuple(r2s),
     )
 
 
@@ -199,7 +208,9 @@ def predict(
     precision: str = "32-true",  # `32-true` or `bf16-mixed`, as in `embed`
     workers: int | None = None,  # processes or threads that read ahead, as in `embed`
     progress: bool = False,  # whether to show a bar
-    # index = record; phenotype, value, low, high, unit; one row a recording and phenotype
+    # index = record; one row a recording and phenotype: phenotype, value, low, high, unit; probe_r2 (of
+    # people it had not seen; 0 = no better than the mean) and probe_n (recordings it was fitted on); leads
+    # (good ones, of 12), seconds (that the encoder read) and doubts, "" = none
 ) -> pd.DataFrame:
     "Predict the phenotypes of recordings."
     if probe is None and encoder.source is None:
@@ -207,20 +218,28 @@ def predict(
             "the encoder", "was made here, so no probe lies beside it", "Give one: probe=fit_probe(...)"
         )
     probe = probe or PhenotypeProbe.from_pretrained(encoder.source)
-    return probe.predict(
-        embed(
-            encoder,
-            source,
-            windows=probe.windows,
-            errors=errors,
-            fs=fs,
-            lead_names=lead_names,
-            batch_size=batch_size,
-            precision=precision,
-            workers=workers,
-            progress=progress,
-        )
+    features = embed(
+        encoder,
+        source,
+        windows=probe.windows,
+        errors=errors,
+        fs=fs,
+        lead_names=lead_names,
+        batch_size=batch_size,
+        precision=precision,
+        workers=workers,
+        progress=progress,
     )
+    table = probe.predict(features)
+    Y = len(probe.phenotypes)
+    table["probe_r2"] = np.tile(np.array(probe.r2 or [None] * Y, np.float64), len(features))
+    table["probe_n"] = list(probe.n) * len(features)
+    leads, seconds = np.array(features.attrs["used"], np.float64).reshape(-1, 2).T
+    table["leads"] = leads.astype(int).repeat(Y)
+    table["seconds"] = seconds.repeat(Y)
+    doubts = doubts_of(features).groupby("record").problem.agg("; ".join)
+    table["doubts"] = table.index.astype(str).map(doubts).fillna("")
+    return table
 
 
 ECGEncoder.predict = predict
