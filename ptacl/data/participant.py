@@ -32,6 +32,7 @@ from ptacl.data.ecg_files import read_ecg
 from ptacl.data.prepared import PreparedCine, PreparedECG, find_doubts, prepare_cine, prepare_ecg, to_steps
 from ptacl.data.table import MODALITIES, report_row
 from ptacl.data.ukbb import read_ukbb_cine
+from ptacl.data.ventricle import SURE
 
 
 # %% ../../nbs/data/66_participant.ipynb #6cd8bd35
@@ -77,7 +78,7 @@ MEASURES = (
 )
 
 # %% ../../nbs/data/66_participant.ipynb #4351e8f8
-PREPARATION = 2  # version of what is done to recordings
+PREPARATION = 3  # version of what is done to recordings
 
 
 def settings_of(
@@ -131,6 +132,13 @@ def _prepare_cine_of(
     )
     if not np.isnan(cine.es_ms):
         return cine, []
+    if recording.view == "sax" and cine.confidence < SURE:
+        doubt = BadInput(
+            "",
+            f"the left ventricle was not told for sure (confidence {cine.confidence:.2f})",
+            "Look at the slice, the crop may miss the heart; its end of systole was predicted",
+        )
+        return cine, [(doubt, "warning")]
     lost = BadInput(
         "",
         "no cavity of the left ventricle could be followed",
