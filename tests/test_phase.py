@@ -164,5 +164,5 @@ def test_a_store_of_before_is_refused_in_one_sentence(tmp_path):
     manifest = tmp_path / "store" / "store.json"
     before = json.loads(manifest.read_text()) | {"preparation": 1}
     manifest.write_text(json.dumps(before))
-    with pytest.raises(BadInput, match="version 1 of the preparation .* this is version 2"):
+    with pytest.raises(BadInput, match="version 1 of the preparation .* this is version 3"):
         open_store(tmp_path / "store")

@@ -132,6 +132,8 @@ def _ventricle_mark(blood_FHW, bright_FHW, centre, known, dy, dx, least):
     if known is not None:
         apart = np.hypot((y.mean() - known[0]) * dy, (x.mean() - known[1]) * dx)
         central *= np.exp(-0.5 * (max(apart - 8, 0) / 8) ** 2)
+        wider = np.log(np.sqrt(len(y) * dy * dx / np.pi) / known[2])  # both ventricles are one piece
+        central *= np.exp(-0.5 * (max(wider - 0.45, 0) / 0.15) ** 2)
     if beats * even * central < least:
         return 0.0
     small, big = np.linalg.eigvalsh(np.cov(np.stack([y * dy, x * dx])) + np.diag([dy**2, dx**2]) / 12)
@@ -213,7 +215,8 @@ def cavity_mask(
     region_HW = np.hypot((y - heart.row) * dy, (x - heart.col) * dx) <= reach
 
     centre = (heart.row - r0, heart.col - c0)
-    known = (heart.ventricle.row - r0, heart.ventricle.col - c0) if heart.confidence >= SURE else None
+    found = heart.ventricle
+    known = (found.row - r0, found.col - c0, found.radius_mm) if heart.confidence >= SURE else None
 
     def pick(threshold):
         return _pick_ventricle((part_FHW > threshold) & region_HW, centre, known, dy, dx)

@@ -115,8 +115,8 @@ def find_heart(
     # 1 within 7 mm, then less and less, 0 from 14 mm on
     share = min(off_mm, max(14 - off_mm, 0)) / max(off_mm, 1e-9)
     return Heart(
-        row=ventricle.row + share * (row - ventricle.row),
-        col=ventricle.col + share * (col - ventricle.col),
+        row=float(ventricle.row + share * (row - ventricle.row)),
+        col=float(ventricle.col + share * (col - ventricle.col)),
         radius_mm=radius_mm,
         confidence=ventricle.confidence,
         ventricle=ventricle,

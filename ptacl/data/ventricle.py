@@ -304,13 +304,16 @@ class Ventricle:
 SURE = 0.9  # confidence from which a ventricle counts as found
 
 # %% ../../nbs/data/33_ventricle.ipynb #4991e7fd
-_BY_SCORE = (0.635, 0.448, 0.857)
+_OF_PLACE = (0.635, 0.448, 0.857)  # constant, by score, by lead
+_OF_VENTRICLE = (2.031, 1.165)  # constant, by score
 
 
 def _confidence(score, lead):
-    "Probability of being within 10 mm of the truth."
-    constant, by_score, by_lead = _BY_SCORE
-    return float(1 / (1 + np.exp(-(constant + by_score * score + by_lead * min(lead, 8)))))
+    "Probability of a left ventricle within 10 mm."
+    constant, by_score, by_lead = _OF_PLACE
+    place = constant + by_score * score + by_lead * min(lead, 8)
+    ventricle = _OF_VENTRICLE[0] + _OF_VENTRICLE[1] * score
+    return float(1 / (1 + np.exp(-min(place, ventricle))))
 
 
 # %% ../../nbs/data/33_ventricle.ipynb #03ba8425
