@@ -194,8 +194,8 @@ def _halfway(part_FHW, blood_FHW, dy, dx):
 # %% ../../nbs/data/37_cavity.ipynb #c11465ed
 def cavity_mask(
     cine: Cine,  # one or more slices; the middle one is used
-    ventricle: Ventricle
-    | None = None,  # where it is, in pixels of the cine, if that is known; None = find it
+    # where it is, in pixels of the cine, if that is known; None = find it
+    ventricle: Ventricle | None = None,
 ) -> np.ndarray:  # True in the left ventricle's cavity, bool (F,H,W)
     "Outline the left ventricular blood pool of the mid slice in every frame."
     cine = mid_slice(cine)
@@ -246,8 +246,8 @@ def cavity_area(
 # %% ../../nbs/data/37_cavity.ipynb #c5a20002
 def cavity_curves(
     cine: Cine,  # one or more slices; the middle one is used
-    ventricle: Ventricle
-    | None = None,  # where it is, in pixels of the cine, if that is known; None = find it
+    # where it is, in pixels of the cine, if that is known; None = find it
+    ventricle: Ventricle | None = None,
     # area of the left ventricle's cavity, and of the blood in and around it, pixels counted in part, in each
     # frame, float64, (F,), mm^2
 ) -> tuple[np.ndarray, np.ndarray]:
