@@ -19,6 +19,7 @@ from ptacl.base.core import BadInput
 from ptacl.data.cavity import cavity_area, cavity_mask, find_ed_es
 from ptacl.data.cine import MIN_FRAMES, cine_from_array, mid_slice, read_cine, write_cine
 from ptacl.data.heart import crop_heart, find_heart, scale_intensity
+from ptacl.data.ventricle import SURE
 
 # base to apex, as MANIFEST.md says; the code has to find this order itself
 SHORT_AXIS = ("Se11", "Se1", "Se2", "Se3", "Se4", "Se5")
@@ -148,18 +149,18 @@ def test_geometry_against_the_authors_text(real_data, study, stack):
 
 @pytest.mark.parametrize("name", VENTRICLE)
 def test_heart_is_found_in_one_slice(study, name):
-    """The centre lies in the ventricles: within 15 mm of the left cavity's centre, and the crop holds it and
-    its surroundings.
-    """
+    "The centre lies within 10 mm of the left cavity's; the apex, 8 mm wide, is not told for sure."
     heart = find_heart(study[name])
-    assert lv_error_mm(heart.row, heart.col, name) < 15
-    assert heart.confidence > 0.9 and 25 < heart.radius_mm < 60
+    assert lv_error_mm(heart.row, heart.col, name) < 10
+    assert (heart.confidence >= SURE) == (name != "Se5")
+    assert 25 < heart.radius_mm < 60
 
 
 def test_heart_is_found_above_the_valves(study):
     "Se11 has no ventricle; the atria and the root of the aorta beat around (105, 120)."
     heart = find_heart(study["Se11"])
     assert np.hypot(heart.row - 105, heart.col - 120) * 1.40625 < 20
+    assert heart.confidence < SURE
 
 
 def test_heart_is_found_in_the_stack(stack):

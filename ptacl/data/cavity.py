@@ -21,6 +21,7 @@ from scipy import ndimage
 from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.heart import find_heart
+from ptacl.data.ventricle import SURE, Ventricle
 
 # %% ../../nbs/data/37_cavity.ipynb #4e43adae
 _INPLANE = np.stack([np.zeros((3, 3), bool), ndimage.generate_binary_structure(2, 1), np.zeros((3, 3), bool)])
@@ -106,7 +107,7 @@ def _smooth_cycle(curve):
 
 
 # %% ../../nbs/data/37_cavity.ipynb #ecfd775c
-def _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx, least):
+def _ventricle_mark(blood_FHW, bright_FHW, centre, known, dy, dx, least):
     "How much a candidate is like a left ventricle, 0 to 1: round, walled, beating smoothly, central."
     area = _frame_sizes(blood_FHW) * dy * dx
     smooth = _smooth_cycle(area)
@@ -128,6 +129,11 @@ def _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx, least):
         return 0.0
     off = np.hypot((y.mean() - centre[0]) * dy, (x.mean() - centre[1]) * dx)
     central = np.exp(-0.5 * (off / 35) ** 2)
+    if known is not None:
+        apart = np.hypot((y.mean() - known[0]) * dy, (x.mean() - known[1]) * dx)
+        central *= np.exp(-0.5 * (max(apart - 8, 0) / 8) ** 2)
+        wider = np.log(np.sqrt(len(y) * dy * dx / np.pi) / known[2])  # both ventricles are one piece
+        central *= np.exp(-0.5 * (max(wider - 0.45, 0) / 0.15) ** 2)
     if beats * even * central < least:
         return 0.0
     small, big = np.linalg.eigvalsh(np.cov(np.stack([y * dy, x * dx])) + np.diag([dy**2, dx**2]) / 12)
@@ -138,12 +144,12 @@ def _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx, least):
 
 
 # %% ../../nbs/data/37_cavity.ipynb #26f54b31
-def _pick_ventricle(bright_FHW, centre, dy, dx):
+def _pick_ventricle(bright_FHW, centre, known, dy, dx):
     "Of all blood that stays for most of the cycle, the piece most like a left ventricle; None = nothing is."
     labels_FHW, n_labels = ndimage.label(bright_FHW, _INPLANE)
     bright_HW = bright_FHW.mean(0)
     best = None
-    best_mark = 0.35
+    best_mark = 0.35 if known is None else 0.1
     # the second for cavities that vanish in systole
     for share in (0.9, 0.6):
         cores_HW, _ = ndimage.label(bright_HW >= share)
@@ -151,8 +157,12 @@ def _pick_ventricle(bright_FHW, centre, dy, dx):
         large[0] = False
         for k in np.flatnonzero(large):
             core_HW = cores_HW == k
+            if known is not None:
+                y, x = np.nonzero(core_HW)
+                if np.hypot((y.mean() - known[0]) * dy, (x.mean() - known[1]) * dx) > 30:
+                    continue  # another chamber or organ
             blood_FHW = _follow(labels_FHW, n_labels, core_HW, large[cores_HW] & ~core_HW)
-            mark = _ventricle_mark(blood_FHW, bright_FHW, centre, dy, dx, best_mark)
+            mark = _ventricle_mark(blood_FHW, bright_FHW, centre, known, dy, dx, best_mark)
             if mark > best_mark:
                 best = blood_FHW
                 best_mark = mark
@@ -184,10 +194,12 @@ def _halfway(part_FHW, blood_FHW, dy, dx):
 # %% ../../nbs/data/37_cavity.ipynb #c11465ed
 def cavity_mask(
     cine: Cine,  # one or more slices; the middle one is used
+    # where it is, in pixels of the cine, if that is known; None = find it
+    ventricle: Ventricle | None = None,
 ) -> np.ndarray:  # True in the left ventricle's cavity, bool (F,H,W)
     "Outline the left ventricular blood pool of the mid slice in every frame."
     cine = mid_slice(cine)
-    heart = find_heart(cine)
+    heart = find_heart(cine, ventricle=ventricle)
     _, dy, dx = cine.spacing_mm
     n_frames, _, n_rows, n_cols = cine.frames_FZHW.shape
     # mm: both ventricles, whatever the crop
@@ -202,8 +214,12 @@ def cavity_mask(
     y, x = np.ogrid[r0:r1, c0:c1]
     region_HW = np.hypot((y - heart.row) * dy, (x - heart.col) * dx) <= reach
 
+    centre = (heart.row - r0, heart.col - c0)
+    found = heart.ventricle
+    known = (found.row - r0, found.col - c0, found.radius_mm) if heart.confidence >= SURE else None
+
     def pick(threshold):
-        return _pick_ventricle((part_FHW > threshold) & region_HW, (heart.row - r0, heart.col - c0), dy, dx)
+        return _pick_ventricle((part_FHW > threshold) & region_HW, centre, known, dy, dx)
 
     blood_FHW = pick(_otsu(part_FHW[:, region_HW]))
     if blood_FHW is None:
@@ -230,12 +246,14 @@ def cavity_area(
 # %% ../../nbs/data/37_cavity.ipynb #c5a20002
 def cavity_curves(
     cine: Cine,  # one or more slices; the middle one is used
+    # where it is, in pixels of the cine, if that is known; None = find it
+    ventricle: Ventricle | None = None,
     # area of the left ventricle's cavity, and of the blood in and around it, pixels counted in part, in each
     # frame, float64, (F,), mm^2
 ) -> tuple[np.ndarray, np.ndarray]:
     "How large the cavity is, and how much blood there is where it is."
     cine = mid_slice(cine)
-    mask_FHW = cavity_mask(cine)
+    mask_FHW = cavity_mask(cine, ventricle)
     x_FHW = cine.frames_FZHW[:, 0].astype(np.float64)
     around_HW = ndimage.binary_dilation(mask_FHW.any(0))
     often_HW = mask_FHW.mean(0)

@@ -33,6 +33,7 @@ from ptacl.data.prepared import PreparedCine, PreparedECG, prepare_cine, prepare
 from ptacl.data.table import MODALITIES, report_row
 from ptacl.data.twins import SIGNATURE, cine_signature, ecg_signature
 from ptacl.data.ukbb import read_ukbb_cine
+from ptacl.data.ventricle import SURE
 
 
 # %% ../../nbs/data/66_participant.ipynb #c3cf5a65
@@ -142,6 +143,13 @@ def _prepare_cine_of(
     doubts = find_cine_doubts(recording)
     if not np.isnan(cine.es_ms):
         return cine, doubts
+    if recording.view == "sax" and cine.confidence < SURE:
+        unsure = BadInput(
+            "",
+            f"the left ventricle was not told for sure (confidence {cine.confidence:.2f})",
+            "Look at the slice, the crop may miss the heart; its end of systole was predicted",
+        )
+        return cine, [*doubts, (unsure, "warning")]
     lost = BadInput(
         "",
         "no cavity of the left ventricle could be followed",

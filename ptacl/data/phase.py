@@ -43,6 +43,8 @@ from ptacl.data.beats import Beats
 from ptacl.data.cavity import cavity_curves, find_atrial_kick, find_end_systole
 from ptacl.data.cine import Cine
 from ptacl.data.ecg import ECG
+from ptacl.data.heart import Heart, find_heart
+from ptacl.data.ventricle import SURE
 
 
 # %% ../../nbs/data/40_phase.ipynb #60ec80c7
@@ -333,12 +335,13 @@ def ecg_phase(
 
 
 # %% ../../nbs/data/40_phase.ipynb #574b46f8
-def _curves_or_none(cine: Cine) -> tuple[np.ndarray, np.ndarray] | None:
-    "Area and blood of a short axis in which a cavity can be followed."
+def _curves_or_none(cine: Cine, heart: Heart | None) -> tuple[np.ndarray, np.ndarray] | None:
+    "Area and blood of a short axis in which the left ventricle is told for sure and can be followed."
     if cine.view != "sax":
         return None
     try:
-        return cavity_curves(cine)
+        heart = find_heart(cine) if heart is None else heart
+        return cavity_curves(cine, heart.ventricle) if heart.confidence >= SURE else None
     except BadInput:
         return None
 
@@ -346,10 +349,11 @@ def _curves_or_none(cine: Cine) -> tuple[np.ndarray, np.ndarray] | None:
 def cine_landmarks(
     cine: Cine,  # one cine, cropped or not
     phase_map: str,  # a name of `PHASE_MAPS`
+    heart: Heart | None = None,  # where it is, in pixels of the cine, if that is known; None = find it
 ) -> dict[str, float]:  # landmark -> measured time, ms, NaN = not measured
     "The landmarks of a cine: those that a map needs, and always the two that a store keeps."
     names = entry_of(PHASE_MAPS, phase_map, "phase_map").landmarks
-    curves = _curves_or_none(cine)
+    curves = _curves_or_none(cine, heart)
     return {
         n: entry_of(LANDMARKS, n, "landmark").in_cine(cine, curves)
         for n in dict.fromkeys((END_SYSTOLE, ATRIAL_SYSTOLE, *names))

@@ -29,7 +29,7 @@ from ptacl.base.core import BadInput
 from ptacl.data.beats import bandpass, find_beats, median_of_beats
 from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg
-from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, scale_intensity
+from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, heart_in_crop, scale_intensity
 from ptacl.data.phase import (
     ATRIAL_SYSTOLE,
     END_SYSTOLE,
@@ -219,7 +219,7 @@ class PreparedCine:
     cine_FHW: np.ndarray  # intensities in [0, 1], float32, (F, H, W)
     # cardiac phase of each frame, [0, 1), NaN = the scan did not see it, float32, (F,)
     frame_phase_F: np.ndarray
-    es_ms: float  # when the cavity is smallest, ms after the R peak; NaN = no cavity was found
+    es_ms: float  # when the cavity is smallest, ms after the R peak; NaN = not measured
     rr_ms: float  # RR interval of the scan, ms
     confidence: float  # how sure the place of the heart is, 0 to 1
     # stack at end-diastole and end-systole, in [0, 1], float32, (2, Z, H, W); None = not asked for
@@ -276,9 +276,10 @@ def prepare_cine(
         raise BadInput(cine.source, f"the view is {cine.view!r}", f"Cines of view {view} are wanted here")
     stack = cine
     cine = mid_slice(cine)
-    heart = find_heart(cine)
+    heart = find_heart(cine, stack=stack)
+    in_crop = heart_in_crop(heart, cine, crop_px, pixel_mm)
     cine = crop_heart(cine, crop_px, pixel_mm, heart=heart)
-    landmarks = cine_landmarks(cine, phase_map)
+    landmarks = cine_landmarks(cine, phase_map, in_crop)
     es_ms = landmarks[END_SYSTOLE]  # NaN is told in the report
     scaled_FHW, scale = scale_intensity(cine.frames_FZHW[:, 0])
     frames_FHW = resample_cycle(scaled_FHW, cine.trigger_time_ms, cine.rr_ms, n_frames)
