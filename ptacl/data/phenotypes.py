@@ -314,7 +314,7 @@ def read_phenotypes(
     if odd.any():
         notes.append(f"{int(odd.sum())} rows without eid, or with one that another row has, are left out")
     notes += _note_of_ignored(list(dict.fromkeys(ignored)))
-    about = {c: _meaning(c, asked) for c in table}
+    about = {c: _field_meaning(c, asked) for c in table}
     return table[~odd].reset_index(drop=True), about, notes
 
 
@@ -325,7 +325,7 @@ def _note_of_ignored(ignored: list[str]) -> list[str]:
     return [f"{len(ignored)} columns are ignored (ask for them by `columns`): {listed}"] if ignored else []
 
 
-def _meaning(column: str, asked: dict[str, int | str]) -> dict[str, str]:
+def _field_meaning(column: str, asked: dict[str, int | str]) -> dict[str, str]:
     "Description and unit of a column."
     if column in PHENOTYPES:
         return dict(description=PHENOTYPES[column][1], unit=PHENOTYPES[column][2])
