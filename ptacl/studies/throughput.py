@@ -379,7 +379,8 @@ def embedding_rates(
     files: Sequence[Path],  # ECG files of one sampling rate; one may come several times
     turns: int,  # how often each is timed
     batch_size: int = 64,  # windows that go through the encoder at once
-    # preset, weights in millions, ECGs per second: the encoder alone, one process that reads, arrays, files
+    # preset, weights in millions, ECGs per second: the encoder alone, one process that reads, arrays, files,
+    # and files that are also looked at as training does
 ) -> pd.DataFrame:
     "Throughput of embedding, from memory and from files."
     how = dict(fs=cfg.fs, mains_hz=cfg.mains_hz, window_s=cfg.window_s, mean_mv=[0.0] * 12, sd_mv=[0.25] * 12)
@@ -404,8 +405,9 @@ def embedding_rates(
         jobs = dict(
             encoder=partial(embed_windows, encoder, signal_RLT, **in_use),
             reading=reading,
-            arrays=partial(embed, encoder, arrays, **of_arrays, **in_use),
-            files=partial(embed, encoder, files, **in_use),
+            arrays=partial(embed, encoder, arrays, doubts=False, **of_arrays, **in_use),
+            files=partial(embed, encoder, files, doubts=False, **in_use),
+            doubted=partial(embed, encoder, files, **in_use),
         )
         seconds = in_turns(jobs, turns)
         n = dict.fromkeys(jobs, len(files)) | dict(reading=len(each_once))
