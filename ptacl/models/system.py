@@ -7,6 +7,7 @@ __all__ = ["random_batch", "Embeddings", "System"]
 
 # %% ../../nbs/models/28_system.ipynb #e2716962
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,7 @@ class System(nn.Module):
             self.register_buffer(name, value)
         self.register_load_state_dict_post_hook(_limit_loaded)  # for weights of an earlier version
         self.given_scaling = frozenset()  # buffers that came trained, which training leaves as they are
+        self.frozen = frozenset()  # names of the encoders that training leaves as they are
 
     @property
     def temperature(self) -> Tensor:  # scalar, differentiable
@@ -97,6 +99,25 @@ class System(nn.Module):
     def limit_temperature(self) -> None:  # nothing; a step of training calls it after the optimiser's
         "Bring the temperature back to 0.01 where it is below."
         self.log_logit_scale.clamp_(max=math.log(100))
+
+    def freeze(
+        self,
+        encoders: Iterable[str],  # names of encoders, such as cine_encoder
+    ) -> None:  # nothing
+        "Keep encoders as they are: their weights do not learn, and they stay in evaluation mode."
+        self.frozen |= frozenset(encoders)
+        for name in self.frozen:
+            getattr(self, name).requires_grad_(False).eval()
+
+    def train(
+        self,
+        mode: bool = True,  # False = evaluation
+    ) -> "System":  # itself
+        "Set the mode; what is frozen stays in evaluation mode."
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self
 
     def encode_ecg(
         self,
