@@ -156,8 +156,7 @@ def test_a_system_from_a_frozen_side_is_read_again(sides, tmp_path):
     folder = save_pretrained(getattr(model, "module", model), cfg, tmp_path / "run")
     read, of_run = from_pretrained(folder)
     assert of_run == cfg and same(cmr_encoders(read), cmr_encoders(model))
-    ed, es = read.ed_encoder.state_dict(), read.es_encoder.state_dict()
-    assert not same(ed, es)
+    assert not same(read.ed_encoder.state_dict(), read.es_encoder.state_dict())
     again = config("dual_phase", cmr_init=str(folder))
     assert same(cmr_encoders(start_encoders(build_system(again), again)), cmr_encoders(read))
 

@@ -154,9 +154,7 @@ class TaskConfig(Preparation, DataConfig):
     linear_heads: bool = False  # one linear map to the shared embedding instead of two with GELU between
     ecg_init: str = ""  # pre-training run or saved encoder that the ECG encoder starts from, or empty
     cmr_init: str = ""  # run that the CMR encoders start from: of cines, a supervised CMR side, or a system's
-    freeze_cmr: bool = (
-        False  # CMR encoders of cmr_init stay as they are, their heads and the ECG's side learn
-    )
+    freeze_cmr: bool = False  # keep the CMR encoders of cmr_init as they are: their heads learn, they do not
     # --- objective
     local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local, 0 is global only
     temperature: float = 0.15  # starting temperature, divides the cosine similarity
@@ -229,45 +227,7 @@ class TrainConfig(TaskConfig):
         check_config(self)
 
 
-# %% ../../nbs/base/10_config.ipynb #f7e73c2c
-def check_config(
-    cfg: TrainConfig,  # the configuration
-) -> None:  # nothing; raises `BadInput` for the first rule that is broken
-    "Refuse values that contradict themselves or each other."
-    above_zero = "temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every"
-    check_rules(cfg, _above_zero(cfg, f"{above_zero} checkpoint_every devices nodes n_boot".split()))
-    not_negative = "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay"
-    not_negative = f"{not_negative} average_pairs workers seed micro_batch patience".split()
-    check_rules(cfg, [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in not_negative])
-    for name in ("local_weight", "ecg_phase_noise", "intensity"):
-        check_rules(cfg, [(0 <= getattr(cfg, name) <= 1, name, "Give a share between 0 and 1")])
-    for name in ("warmup_share", "lead_dropout", "dropout"):
-        check_rules(cfg, [(0 <= getattr(cfg, name) < 1, name, "Give a share from 0 to below 1")])
-    check_rules(cfg, [*_rules_of_training(cfg), *_rules_of_systems(cfg), *_rules_of_local_loss(cfg)])
-
-
-def _rules_of_training(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
-    "What must hold whatever the system."
-    enough_frames = 0 < cfg.cine_keep <= 1 and round(cfg.cine_keep * cfg.n_frames) >= 4
-    metric = "Name the metric that shall get better as keep_best, such as val_loss_global"
-    enough_to_train = cfg.n_train == 0 or cfg.n_train >= 2
-    whole_patches = round(cfg.window_s * cfg.fs) % 50 == 0
-    enough_pairs = cfg.devices * cfg.nodes <= cfg.batch_size // 2
-    return [
-        (0 < cfg.ecg_keep <= 1, "ecg_keep", "Give a share above 0, up to 1"),
-        (enough_frames, "cine_keep", "Give a share up to 1 that leaves at least 4 frames"),
-        (0 < cfg.layer_decay <= 1, "layer_decay", "Give a factor above 0, up to 1"),
-        (enough_to_train, "n_train", "Give 0 for all, or at least 2"),
-        (cfg.patience == 0 or bool(cfg.keep_best), "patience", metric),
-        (enough_pairs, "devices", "Give each process at least two pairs of the batch"),
-        (cfg.batch_size >= 2, "batch_size", "A contrast needs at least 2 pairs"),
-        (cfg.phase_bins >= 2, "phase_bins", "A contrast needs at least 2 bins"),
-        (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),
-        (whole_patches, "window_s", "The window must be a whole number of 50-sample patches"),
-        (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: 1/temperature is kept at 100 or less"),
-    ]
-
-
+# %% ../../nbs/base/10_config.ipynb #17cc6e8e
 def _rules_of_systems(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
     "What must hold for the system that was chosen."
     entry = entry_of(registered("system"), cfg.system, "system")
@@ -307,6 +267,45 @@ def _rules_of_systems(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
             "n_slices",
             "Only dual_phase reads volumes: give 1, which a store that holds them serves too",
         ),
+    ]
+
+
+# %% ../../nbs/base/10_config.ipynb #f7e73c2c
+def check_config(
+    cfg: TrainConfig,  # the configuration
+) -> None:  # nothing; raises `BadInput` for the first rule that is broken
+    "Refuse values that contradict themselves or each other."
+    above_zero = "temperature phase_concentration epochs batch_size lr clip_norm log_every eval_every"
+    check_rules(cfg, _above_zero(cfg, f"{above_zero} checkpoint_every devices nodes n_boot".split()))
+    not_negative = "target_concentration shift_px noise_mv ecg_scale mains_mv turn_deg zoom weight_decay"
+    not_negative = f"{not_negative} average_pairs workers seed micro_batch patience".split()
+    check_rules(cfg, [(getattr(cfg, n) >= 0, n, "Give 0 or more") for n in not_negative])
+    for name in ("local_weight", "ecg_phase_noise", "intensity"):
+        check_rules(cfg, [(0 <= getattr(cfg, name) <= 1, name, "Give a share between 0 and 1")])
+    for name in ("warmup_share", "lead_dropout", "dropout"):
+        check_rules(cfg, [(0 <= getattr(cfg, name) < 1, name, "Give a share from 0 to below 1")])
+    check_rules(cfg, [*_rules_of_training(cfg), *_rules_of_systems(cfg), *_rules_of_local_loss(cfg)])
+
+
+def _rules_of_training(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
+    "What must hold whatever the system."
+    enough_frames = 0 < cfg.cine_keep <= 1 and round(cfg.cine_keep * cfg.n_frames) >= 4
+    metric = "Name the metric that shall get better as keep_best, such as val_loss_global"
+    enough_to_train = cfg.n_train == 0 or cfg.n_train >= 2
+    whole_patches = round(cfg.window_s * cfg.fs) % 50 == 0
+    enough_pairs = cfg.devices * cfg.nodes <= cfg.batch_size // 2
+    return [
+        (0 < cfg.ecg_keep <= 1, "ecg_keep", "Give a share above 0, up to 1"),
+        (enough_frames, "cine_keep", "Give a share up to 1 that leaves at least 4 frames"),
+        (0 < cfg.layer_decay <= 1, "layer_decay", "Give a factor above 0, up to 1"),
+        (enough_to_train, "n_train", "Give 0 for all, or at least 2"),
+        (cfg.patience == 0 or bool(cfg.keep_best), "patience", metric),
+        (enough_pairs, "devices", "Give each process at least two pairs of the batch"),
+        (cfg.batch_size >= 2, "batch_size", "A contrast needs at least 2 pairs"),
+        (cfg.phase_bins >= 2, "phase_bins", "A contrast needs at least 2 bins"),
+        (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),
+        (whole_patches, "window_s", "The window must be a whole number of 50-sample patches"),
+        (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: 1/temperature is kept at 100 or less"),
     ]
 
 

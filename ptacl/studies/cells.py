@@ -10,8 +10,8 @@ __all__ = [
     "Probed",
     "held_out_table",
     "label_table",
-    "run_cell",
     "is_finished",
+    "run_cell",
     "check_comparison",
 ]
 
@@ -44,15 +44,17 @@ from ptacl.studies.making import LEAST_FITTED, Made, make_cell
 from ptacl.studies.methods import Cell
 from ptacl.training.run_folder import environment
 
+
 # %% ../../nbs/studies/43_cells.ipynb #39cfa6bd
-NEAREST = 5  # how many others an ECG finds
-
-
 class Probed(NamedTuple):
     "People whose phenotypes are known to a probe."
 
     ecg_BD: np.ndarray  # features of their ECGs, (B, D)
     table: pd.DataFrame  # their phenotypes and conditions
+
+
+# %% ../../nbs/studies/43_cells.ipynb #178212e5
+NEAREST = 5  # how many others an ECG finds
 
 
 def held_out_table(
@@ -140,6 +142,38 @@ def _known_r2(truth: pd.Series, predicted: pd.Series) -> float:
     return float(METRICS["R2"].function(pair_2B[:1], pair_2B[1:])[0])
 
 
+# %% ../../nbs/studies/43_cells.ipynb #23ff22ae
+def is_finished(
+    cell: Cell,  # method and seed
+    cfg: CompareConfig,  # data, out, what is scored
+) -> bool:  # raises `BadInput` for one with other settings
+    "Whether a cell is finished."
+    folder = comparison_folder(cfg) / cell.key
+    want = _wanted(cell, cfg)
+    if not (folder / "cell.json").exists():
+        return False
+    have = json.loads((folder / "cell.json").read_text())
+    if {k: have.get(k) for k in want} != want:
+        raise BadInput(
+            folder, "holds this cell with other settings", "Give another `out`, or delete the folder"
+        )
+    return True
+
+
+def _wanted(cell: Cell, cfg: CompareConfig) -> dict[str, object]:
+    "What a cell is made from, as JSON has it; where extensions lie is not part of it."
+    of_runs = dict(params=cell.params, pretrain=cell.pretrain, cmr=cell.cmr)
+    plain = {name: {k: v for k, v in run.items() if k != "extensions"} for name, run in of_runs.items()}
+    wanted = plain | dict(
+        features=cell.features,
+        data=Path(cfg.data or samples_dir()).resolve().name,
+        transfer=Path(cfg.transfer).resolve().name if cfg.transfer else "",
+        phenotypes=cfg.phenotypes,
+        conditions=cfg.conditions,
+    )
+    return json.loads(json.dumps(wanted))
+
+
 # %% ../../nbs/studies/43_cells.ipynb #35185a95
 def run_cell(
     cell: Cell,  # method and seed
@@ -183,38 +217,6 @@ def _tables_of(made: Made, cfg: CompareConfig) -> dict[str, pd.DataFrame]:
     names = listed(cfg.phenotypes)
     tables["labels"] = label_table(fitted, made.arrays["test_ecg_BD"], parts.test.table, names)
     return tables
-
-
-# %% ../../nbs/studies/43_cells.ipynb #23ff22ae
-def is_finished(
-    cell: Cell,  # method and seed
-    cfg: CompareConfig,  # data, out, what is scored
-) -> bool:  # raises `BadInput` for one with other settings
-    "Whether a cell is finished."
-    folder = comparison_folder(cfg) / cell.key
-    want = _wanted(cell, cfg)
-    if not (folder / "cell.json").exists():
-        return False
-    have = json.loads((folder / "cell.json").read_text())
-    if {k: have.get(k) for k in want} != want:
-        raise BadInput(
-            folder, "holds this cell with other settings", "Give another `out`, or delete the folder"
-        )
-    return True
-
-
-def _wanted(cell: Cell, cfg: CompareConfig) -> dict[str, object]:
-    "What a cell is made from, as JSON has it; where extensions lie is not part of it."
-    of_runs = dict(params=cell.params, pretrain=cell.pretrain, cmr=cell.cmr)
-    plain = {name: {k: v for k, v in run.items() if k != "extensions"} for name, run in of_runs.items()}
-    wanted = plain | dict(
-        features=cell.features,
-        data=Path(cfg.data or samples_dir()).resolve().name,
-        transfer=Path(cfg.transfer).resolve().name if cfg.transfer else "",
-        phenotypes=cfg.phenotypes,
-        conditions=cfg.conditions,
-    )
-    return json.loads(json.dumps(wanted))
 
 
 # %% ../../nbs/studies/43_cells.ipynb #3fd131d9

@@ -11,6 +11,7 @@ __all__ = [
     "cells_of",
     "comparison_folder",
     "stored_data",
+    "simulated_prevalence",
 ]
 
 # %% ../../nbs/studies/40_comparison.ipynb #b8c98102
@@ -79,9 +80,7 @@ class CompareConfig(Parameters):
     cmr_recipe: str = ""  # settings of CMR sides that are trained before, other than the recipe
     scale: float = 1.0  # share of all numbers of training pairs that is taken, 0.1 for a test of an hour
     most_passes: int = 40  # passes that rows of fewer pairs make at most, to see as many pairs as the others
-    targets: str = (
-        "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"  # phenotypes that supervised systems learn
-    )
+    targets: str = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"  # phenotypes that supervised rows learn
     phenotypes: str = "lvedv_ml,lvesv_ml,lvef,lvm_g"  # phenotypes that methods are scored on
     conditions: str = "lbbb,mi,lvh,af"  # columns of 0 and 1 that are scored, where the cohort has them
     ceiling_n: int = 0  # phantom only: participants for the information ceiling, or 0 for none
@@ -206,3 +205,12 @@ def _simulated_again(data: Path, train: TrainConfig) -> SimulateConfig:
     people = len({*store.table.participant_id, *left_out})
     prepared = store.settings | dict(phase_map=train.phase_map)
     return SimulateConfig(**prepared | drawn | dict(n=people, workers=max(1, train.workers), store=True))
+
+
+# %% ../../nbs/studies/40_comparison.ipynb #78a4b6e3
+def simulated_prevalence(
+    cfg: CompareConfig,  # uses data
+) -> dict[str, float] | None:  # condition -> probability; None = it was not simulated, or not by a recipe
+    "How common conditions are among the simulated people that are compared on."
+    recipe = Path(cfg.data or samples_dir()) / "recipe.json"
+    return json.loads(recipe.read_text())["prevalence"] if recipe.is_file() else None

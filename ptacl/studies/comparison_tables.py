@@ -8,11 +8,11 @@ __all__ = [
     "read_cells",
     "r2_statistics",
     "auroc_statistics",
+    "score_cells",
     "budget_table",
     "few_labels",
     "pairs_curve",
     "course_table",
-    "score_cells",
     "comparison_tables",
 ]
 
@@ -224,6 +224,39 @@ def _true_and_predicted(names: list[str], which: str, table: pd.DataFrame) -> np
     return np.stack(kinds, axis=2)
 
 
+# %% ../../nbs/studies/45_comparison_tables.ipynb #33c4b83a
+def score_cells(
+    cells: dict[str, list[pd.DataFrame]],  # of `read_cells`
+    n_boot: int,  # bootstrap draws of the intervals
+    reference: str = "ptacl",  # method that the others are compared with
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # scores, and the reference less each of the others
+    "Score methods on the same participants."
+    rows = known_methods()
+    scores = []
+    differences = []
+    for name, task in _tasks([table for runs in cells.values() for table in runs]).items():
+        values = {m: [v for v in map(task.take, runs) if v is not None] for m, runs in cells.items()}
+        values = {m: v for m, v in values.items() if v}
+        for m, runs in values.items():
+            scores.append(
+                score_over_seeds(runs, task.statistic, task.metrics, n_boot=n_boot, gaps=True).assign(
+                    task=name,
+                    method=m,
+                    title=rows[m].title,
+                    group=rows[m].group,
+                    chance=task.chance,
+                    unit=task.units,
+                )
+            )
+        if reference in values and len(values) > 1:
+            compared = compare_methods(
+                values, reference, task.statistic, task.metrics, n_boot=n_boot, gaps=True
+            )
+            differences.append(compared.assign(task=name))
+    of_all = pd.concat(differences, ignore_index=True) if differences else pd.DataFrame()
+    return pd.concat(scores, ignore_index=True), of_all
+
+
 # %% ../../nbs/studies/45_comparison_tables.ipynb #21db5554
 def budget_table(
     cfg: CompareConfig,  # out, methods, seeds
@@ -324,39 +357,6 @@ def course_table(
         return pd.DataFrame(columns=columns)
     table = pd.concat(frames, ignore_index=True).drop(columns="step")
     return table[[*columns, *table.columns.drop(columns)]]
-
-
-# %% ../../nbs/studies/45_comparison_tables.ipynb #33c4b83a
-def score_cells(
-    cells: dict[str, list[pd.DataFrame]],  # of `read_cells`
-    n_boot: int,  # bootstrap draws of the intervals
-    reference: str = "ptacl",  # method that the others are compared with
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # scores, and the reference less each of the others
-    "Score methods on the same participants."
-    rows = known_methods()
-    scores = []
-    differences = []
-    for name, task in _tasks([table for runs in cells.values() for table in runs]).items():
-        values = {m: [v for v in map(task.take, runs) if v is not None] for m, runs in cells.items()}
-        values = {m: v for m, v in values.items() if v}
-        for m, runs in values.items():
-            scores.append(
-                score_over_seeds(runs, task.statistic, task.metrics, n_boot=n_boot, gaps=True).assign(
-                    task=name,
-                    method=m,
-                    title=rows[m].title,
-                    group=rows[m].group,
-                    chance=task.chance,
-                    unit=task.units,
-                )
-            )
-        if reference in values and len(values) > 1:
-            compared = compare_methods(
-                values, reference, task.statistic, task.metrics, n_boot=n_boot, gaps=True
-            )
-            differences.append(compared.assign(task=name))
-    of_all = pd.concat(differences, ignore_index=True) if differences else pd.DataFrame()
-    return pd.concat(scores, ignore_index=True), of_all
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #23d0eee8

@@ -72,6 +72,7 @@ class Parts(NamedTuple):
         return "val" if self.fitted is self.val else "train"
 
 
+# %% ../../nbs/studies/42_making.ipynb #9c738c55
 def parts_of(
     cfg: CompareConfig,  # data, transfer, out
     train_cfg: TrainConfig,  # of the cell
@@ -153,6 +154,7 @@ def made_before(
     return facts
 
 
+# %% ../../nbs/studies/42_making.ipynb #8edc75dd
 def spent(
     state: TrainState,  # after training
     log_every: int,  # steps between two lines of the log
@@ -237,6 +239,7 @@ class Made(NamedTuple):
     facts: dict[str, object]  # steps, pairs seen, seconds, weights, and what was made before
 
 
+# %% ../../nbs/studies/42_making.ipynb #5a9d4cd7
 def make_cell(
     cell: Cell,  # method and seed
     cfg: CompareConfig,  # data, out

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "METHODS",
     "PAIRS",
+    "METHODS",
     "Method",
     "known_methods",
     "local_weight_curve",
@@ -57,7 +57,7 @@ _MASKED = dict(modality="ecg")  # the ECG encoder learns to rebuild hidden patch
 _MAIN = dict(is_main=True)
 
 # %% ../../nbs/studies/30_methods.ipynb #d1ecfca0
-METHODS = dict(
+_MAIN_ROWS = dict(
     ptacl=Method("PTACL", "system", "patient and temporal alignment", _settings("ptacl"), **_MAIN),
     global_only=Method(
         "Global loss only",
@@ -128,7 +128,7 @@ METHODS = dict(
 )
 
 # %% ../../nbs/studies/30_methods.ipynb #6f6e96ff
-METHODS |= dict(
+_OTHER_ROWS = dict(
     global_frozen=Method(
         "Global only, frozen CMR side",
         "ablation",
@@ -171,18 +171,22 @@ PAIRS = dict(  # row -> numbers of pairs that it is made with as well
     global_only=(500, 2000, 8000),
     supervised=(50, 200, 500, 1000, 2000, 8000),
 )
-METHODS |= {
-    f"{name}_{n}": replace(
-        METHODS[name],
-        title=f"{METHODS[name].title}, {n:,} pairs",
-        group="pairs",
-        asks="the curve of the number of pairs",
-        n_train=n,
-        is_main=False,
-    )
-    for name, numbers in PAIRS.items()
-    for n in numbers
-}
+METHODS = (
+    _MAIN_ROWS
+    | _OTHER_ROWS
+    | {
+        f"{name}_{n}": replace(
+            _MAIN_ROWS[name],
+            title=f"{_MAIN_ROWS[name].title}, {n:,} pairs",
+            group="pairs",
+            asks="the curve of the number of pairs",
+            n_train=n,
+            is_main=False,
+        )
+        for name, numbers in PAIRS.items()
+        for n in numbers
+    }
+)
 
 
 # %% ../../nbs/studies/30_methods.ipynb #21f7c890
@@ -265,9 +269,8 @@ class Common:
 
     train: Mapping[str, object]  # settings of `TrainConfig`: data, epochs, ...
     pretrain: Mapping[str, object] = field(default_factory=dict)  # of `PretrainConfig`
-    cmr: Mapping[str, object] = field(
-        default_factory=dict
-    )  # of `TrainConfig`, other than `train`, of CMR sides
+    # of `TrainConfig`, in which the runs of CMR sides differ from `train`
+    cmr: Mapping[str, object] = field(default_factory=dict)
     targets: str = ""  # phenotypes that supervised systems learn; empty = those of their own settings
     n_pairs: int = 27_951  # training pairs of the cohort
     scale: float = 1.0  # share of all numbers of pairs that is taken, (0, 1], for a test

@@ -70,7 +70,7 @@ def evaluate(
         val_pairs=n,
         val_recall_at_1_ecg_to_cmr=ecg_to_cmr,
         val_recall_at_1_cmr_to_ecg=cmr_to_ecg,
-        val_median_rank=_median_rank(z),
+        val_median_rank=_rank_of_own(z),
         val_phase_error=_phase_error(z),
     )
 
@@ -101,7 +101,7 @@ def _recall_at_1(z: Embeddings) -> tuple[float, float]:
     return tuple(float((found_B == own_B).float().mean()) for found_B in nearest)
 
 
-def _median_rank(z: Embeddings) -> float:
+def _rank_of_own(z: Embeddings) -> float:
     "Median place of the own CMR among all, 1 = nearest; NaN where one side has no embedding."
     if not z.ecg_BE.shape[1] or not z.cmr_BE.shape[1]:
         return math.nan
