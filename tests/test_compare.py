@@ -17,10 +17,10 @@ SMALL = dict(
     "shuffled_phases,linear_phase",
     seeds="0,1",
     recipe=(
-        "epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 1.0, phase_bins 4, accelerator cpu, "
+        "epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 2.0, phase_bins 4, accelerator cpu, "
         "cine_keep 1.0"
     ),
-    pretrain_recipe="epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 1.0, accelerator cpu",
+    pretrain_recipe="epochs 1, batch_size 16, n_frames 6, crop_px 32, window_s 2.0, accelerator cpu",
     workers=1,
     n_boot=100,
     ceiling_n=4000,
@@ -30,7 +30,7 @@ SMALL = dict(
 @pytest.fixture(scope="module")
 def made(repo, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
-    sizes = dict(n_frames=6, crop_px=32, window_s=1.0, store=True, workers=1, size=64)
+    sizes = dict(n_frames=6, crop_px=32, window_s=2.0, store=True, workers=1, size=64)
     simulate_store(SimulateConfig(n=80, n_val=16, n_test=16, **sizes), out / "data", progress=False)
     other = SimulateConfig(n=12, n_test=11, seed=2, noise=1.5, **sizes | dict(size=80))
     simulate_store(other, out / "other", progress=False)
@@ -58,7 +58,8 @@ def test_what_came_before_is_said(made):
     "Dual-phase as published: after masked pre-training, against a CMR side that was told phenotypes."
     budget = pd.read_csv(made[0] / "c" / "budget.tsv", sep="\t", keep_default_na=False).set_index("cell")
     said = {c: budget.before[f"{c}-seed1"] for c in ("ptacl", "mmcl", "ptacl_frozen", "dual_phase")}
-    masked, kept = "ECG encoder: masked ECGs", "CMR side: phenotypes, then kept"
+    masked = "ECG encoder: masked ECGs"
+    kept = "CMR side: phenotypes, then kept"
     assert said == dict(ptacl="", mmcl=masked, ptacl_frozen=kept, dual_phase=f"{masked}, {kept}")
     assert budget.pairs_before["dual_phase-seed0"] == 2 * 48
     assert (

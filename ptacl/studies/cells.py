@@ -193,7 +193,7 @@ def run_cell(
     machine = {k: v for k, v in environment().items() if k in ("commit", "torch", "cores", "threads", "gpu")}
     who = dict(fitted_on=made.parts.fitted_on, n_fitted=len(made.parts.fitted))
     facts = json.dumps(want | made.facts | who | machine, indent=1) + "\n"
-    how = dict(sep="\t", index=False, float_format="%.6g", lineterminator="\n")
+    how = dict(sep="\t", index=False, float_format="%.5g", lineterminator="\n")
     write_atomic(folder / "embeddings.safetensors", lambda tmp: save_file(arrays, tmp))
     for name, table in tables.items():
         write_atomic(folder / f"{name}.tsv", lambda tmp, table=table: table.to_csv(tmp, **how))

@@ -8,7 +8,7 @@ __all__ = [
     "AT_ONCE",
     "Parts",
     "parts_of",
-    "ecg_features",
+    "encoded_ecgs",
     "pair_embeddings",
     "made_before",
     "spent",
@@ -99,7 +99,7 @@ def parts_of(
 
 # %% ../../nbs/studies/42_making.ipynb #f256a9a8
 @torch.no_grad()
-def ecg_features(
+def encoded_ecgs(
     model: System,  # trained
     pairs: Pairs,  # participants
     cfg: TrainConfig,  # uses window, fs and batch_size
@@ -263,9 +263,9 @@ def _trained(cell: Cell, cfg: CompareConfig, folder: Path, progress: bool) -> Ma
     # so that evaluate.ipynb finds the participants
     named = replace(train_cfg, data=str(stored_data(cfg, train_cfg).resolve()))
     model, state = _fitted(named, parts, folder, progress)
-    arrays = dict(fitted_ecg_BD=ecg_features(model, parts.fitted, train_cfg))
+    arrays = dict(fitted_ecg_BD=encoded_ecgs(model, parts.fitted, train_cfg))
     if parts.fitted_on == "val":
-        arrays["train_ecg_BD"] = ecg_features(model, parts.train, train_cfg)
+        arrays["train_ecg_BD"] = encoded_ecgs(model, parts.train, train_cfg)
     for name in ("test", "transfer"):
         people = getattr(parts, name)
         z = pair_embeddings(model, people, train_cfg) if people is not None else {}
