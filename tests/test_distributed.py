@@ -125,6 +125,31 @@ def test_two_processes_train_like_one(tmp_path):
     assert content["step"] == 8 and content["config"]["devices"] == 2
 
 
+def test_what_is_frozen_stays_in_two_processes(tmp_path):
+    "The CMR encoder is the same to the bit on both, and what learns is as in one process."
+    import torch
+
+    from ptacl.base.config import TrainConfig
+    from ptacl.base.core import seed_everything
+    from ptacl.models.saved import save_pretrained
+    from ptacl.models.systems import SETTINGS, build_system
+
+    sizes = dict(window_s=1.0, n_frames=4, cine_keep=1.0, crop_px=16)
+    cfg = TrainConfig(**SETTINGS["supervised_cmr"] | sizes)
+    seed_everything(5)
+    side = build_system(cfg)
+    changes = dict(cmr_init=str(save_pretrained(side, cfg, tmp_path / "side")), freeze_cmr=True, epochs=2)
+    processes(1, RUN, str(tmp_path / "one"), json.dumps(changes))
+    processes(2, RUN, str(tmp_path / "two"), json.dumps(changes | dict(devices=2)))
+    a, b, c = (
+        torch.load(tmp_path / p, weights_only=True) for p in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt")
+    )
+    start = {f"cine_encoder.{n}": w for n, w in side.cine_encoder.state_dict().items()}
+    assert all(torch.equal(w, x[n]) for n, w in start.items() for x in (a, b, c))
+    assert all(torch.equal(b[k], c[k]) for k in b)
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 2e-3
+
+
 @pytest.mark.slow
 def test_torchrun_executes_the_notebook(repo, tmp_path):
     "The command of the docs: train.ipynb in two kernels, one result."

@@ -22,7 +22,8 @@ from ptacl.data.ecg import STANDARD_LEADS, ecg_from_array
 from ptacl.data.phenotypes import cmr_phenotypes
 from ptacl.models.saved import from_pretrained, save_pretrained, start_encoders
 from ptacl.models.systems import SETTINGS, build_system
-from ptacl.studies.comparison import CompareConfig, cells_of, check_comparison
+from ptacl.studies.cells import check_comparison
+from ptacl.studies.comparison import CompareConfig, cells_of
 from ptacl.studies.comparison_tables import r2_statistics
 from ptacl.studies.one_run import EvaluateConfig, open_trained
 from ptacl.training.batches import TrainingBatches

@@ -38,6 +38,8 @@ RECIPES = dict(
     thousand_pretrain=PretrainConfig,
     thousand=TrainConfig,
     compare_phantom=CompareConfig,
+    compare_cohort=SimulateConfig,
+    other_centre=SimulateConfig,
     bench_gpu=BenchmarkConfig,
 )
 
@@ -57,7 +59,11 @@ def test_recipes_are_valid(repo):
     files = {p.stem: p for p in (repo / "nbs" / "recipes").glob("*.yaml")}
     assert set(files) == set(RECIPES)
     read = {name: RECIPES[name].from_params(yaml.safe_load(path.read_text())) for name, path in files.items()}
-    assert len(cells_of(read["compare_phantom"])) == 7 * 3 + 4 + 8
+    cells = cells_of(read["compare_phantom"], count=False)
+    assert len(cells) == 9 * 3 + 4 + 22
+    assert [c.key for c in cells[:2]] == ["ptacl-seed0", "global_only-seed0"]
+    people = read["compare_cohort"]
+    assert people.n - people.n_val - people.n_test == 27_951 and (people.n_val, people.n_test) == (2000, 4000)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_said(ecg_run):
     other = TrainConfig(ecg_encoder="vit", window_s=1.0, ecg_init=str(ecg_run[1]))
     with pytest.raises(BadInput, match="holds an ECGConv, and this run has an ECGViT. Set `ecg_encoder`"):
         start_encoders(build_system(other), other)
-    cine = TrainConfig(window_s=1.0, cine_init=str(ecg_run[1]))
+    cine = TrainConfig(window_s=1.0, cmr_init=str(ecg_run[1]))
     with pytest.raises(BadInput, match="holds no CineEncoder"):
         start_encoders(build_system(cine), cine)
 
@@ -224,7 +224,7 @@ def test_cine(repo, cohort, tmp_path):
     loss = pd.read_csv(tmp_path / "run" / "log.csv").loss.dropna()
     assert loss.tail(5).mean() < loss.head(5).mean()
     encoder = CineEncoder.from_pretrained(tmp_path / "run")
-    cfg = TrainConfig(n_frames=8, cine_keep=1.0, crop_px=48, cine_init=str(tmp_path / "run"))
+    cfg = TrainConfig(n_frames=8, cine_keep=1.0, crop_px=48, cmr_init=str(tmp_path / "run"))
     system = start_encoders(build_system(cfg), cfg)
     assert all(
         torch.equal(a, b)

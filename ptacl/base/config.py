@@ -29,7 +29,14 @@ from pathlib import Path
 import pandas as pd
 
 from ptacl.base.core import BadInput, entry_of, write_atomic
-from ptacl.base.parameters import Parameters, check_choices, check_rules, field_meanings, registered
+from ptacl.base.parameters import (
+    Parameters,
+    check_choices,
+    check_rules,
+    field_meanings,
+    of_today,
+    registered,
+)
 
 
 # %% ../../nbs/base/10_config.ipynb #bb98c2e4
@@ -140,13 +147,14 @@ class TaskConfig(Preparation, DataConfig):
 
     data: str = ""  # cohort folder or store, data_samples, or empty for participants that are simulated
     # --- model
-    system: str = "ptacl"  # ptacl, mmcl, dual_phase, supervised, or random for no training (see nbs/systems)
+    system: str = "ptacl"  # a name of nbs/systems, such as ptacl, mmcl, dual_phase, supervised or random
     preset: str = "tiny"  # encoder sizes: tiny, small or paper
     ecg_encoder: str = ""  # kind of ECG encoder: conv or vit, or empty for the preset's (paper has vit)
     embed_dim: int = 128  # width of the shared embedding
     linear_heads: bool = False  # one linear map to the shared embedding instead of two with GELU between
     ecg_init: str = ""  # pre-training run or saved encoder that the ECG encoder starts from, or empty
-    cine_init: str = ""  # the same for the cine encoder (ptacl)
+    cmr_init: str = ""  # run that the CMR encoders start from: of cines, a supervised CMR side, or a system's
+    freeze_cmr: bool = False  # keep the CMR encoders of cmr_init as they are: their heads learn, they do not
     # --- objective
     local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local, 0 is global only
     temperature: float = 0.15  # starting temperature, divides the cosine similarity
@@ -161,7 +169,7 @@ class TaskConfig(Preparation, DataConfig):
     fixed_temperature: bool = False  # keep the temperature as it is instead of learning it
     alike: int = 0  # others of a batch that count as alike, by the nearest CMR embeddings (mmcl), 0 is none
     alike_are: str = "removed"  # what becomes of them: removed from the negatives, or attracted as positives
-    targets: str = ""  # phenotype columns that the supervised system learns, separated by commas
+    targets: str = ""  # phenotype columns that a supervised system learns, separated by commas
 
     @property
     def needs(self) -> frozenset[str]:  # of cine, ed_es, stacks, targets, local_bins
@@ -183,6 +191,7 @@ class TrainConfig(TaskConfig):
     zoom: float = 0.0  # largest change of the logarithm of a cine's size, 0.1 is 0.905 to 1.105 times
     intensity: float = 0.0  # largest change of contrast (0.2 is 0.8 to 1.2 times), brightness by half of it
     # --- optimisation
+    n_train: int = 0  # training pairs that are learned from, always the same for a number, 0 is all
     epochs: int = 13  # passes over the training pairs
     batch_size: int = 32  # pairs per step, which is also negatives + 1
     lr: float = 5e-4  # peak learning rate
@@ -218,6 +227,49 @@ class TrainConfig(TaskConfig):
         check_config(self)
 
 
+# %% ../../nbs/base/10_config.ipynb #17cc6e8e
+def _rules_of_systems(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
+    "What must hold for the system that was chosen."
+    entry = entry_of(registered("system"), cfg.system, "system")
+    as_file = f"as nbs/systems/{cfg.system}.yaml does"
+    ed_es = f"This system needs the frames at end-diastole and end-systole: give 1, {as_file}"
+    control = "It is a control of the local loss: give a local_weight above 0"
+    alike_fits = "alike" in entry.takes and 0 < cfg.alike < cfg.batch_size - 1
+    position_fits = "position_only" in entry.takes and cfg.local_weight > 0
+    local_fits = cfg.local_weight == 0 or "local_weight" in entry.takes
+    cmr_init_fits = not cfg.cmr_init or "cmr_init" in entry.takes
+    cmr_init = "This system has no CMR encoder that another run has trained: leave it empty"
+    freeze_fits = bool(cfg.cmr_init) and entry.trains
+    targets_fit = bool(cfg.targets.strip()) == ("targets" in entry.needs)
+    return [
+        (local_fits, "local_weight", f"Only ptacl has a local loss: give 0, {as_file}"),
+        (cfg.cine_keep == 1 or "ed_es" not in entry.needs, "cine_keep", ed_es),
+        (not cfg.position_only or position_fits, "position_only", control),
+        (
+            cfg.alike == 0 or alike_fits,
+            "alike",
+            "Give 0, or with system mmcl a number below batch_size - 1",
+        ),
+        (cmr_init_fits, "cmr_init", cmr_init),
+        (
+            not cfg.freeze_cmr or freeze_fits,
+            "freeze_cmr",
+            "Weights drawn at random are nothing to keep: give the run of cmr_init and a system that trains",
+        ),
+        (targets_fit, "targets", "Name the columns with a supervised system, and with no other"),
+        (
+            cfg.alike > 0 or cfg.alike_are == TaskConfig.alike_are,
+            "alike_are",
+            "Nobody counts as alike: give alike above 0 (mmcl), or leave it",
+        ),
+        (
+            cfg.n_slices == 1 or "stacks" in entry.needs,
+            "n_slices",
+            "Only dual_phase reads volumes: give 1, which a store that holds them serves too",
+        ),
+    ]
+
+
 # %% ../../nbs/base/10_config.ipynb #f7e73c2c
 def check_config(
     cfg: TrainConfig,  # the configuration
@@ -239,12 +291,14 @@ def _rules_of_training(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
     "What must hold whatever the system."
     enough_frames = 0 < cfg.cine_keep <= 1 and round(cfg.cine_keep * cfg.n_frames) >= 4
     metric = "Name the metric that shall get better as keep_best, such as val_loss_global"
+    enough_to_train = cfg.n_train == 0 or cfg.n_train >= 2
     whole_patches = round(cfg.window_s * cfg.fs) % 50 == 0
     enough_pairs = cfg.devices * cfg.nodes <= cfg.batch_size // 2
     return [
         (0 < cfg.ecg_keep <= 1, "ecg_keep", "Give a share above 0, up to 1"),
         (enough_frames, "cine_keep", "Give a share up to 1 that leaves at least 4 frames"),
         (0 < cfg.layer_decay <= 1, "layer_decay", "Give a factor above 0, up to 1"),
+        (enough_to_train, "n_train", "Give 0 for all, or at least 2"),
         (cfg.patience == 0 or bool(cfg.keep_best), "patience", metric),
         (enough_pairs, "devices", "Give each process at least two pairs of the batch"),
         (cfg.batch_size >= 2, "batch_size", "A contrast needs at least 2 pairs"),
@@ -252,42 +306,6 @@ def _rules_of_training(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
         (cfg.embed_dim >= 2, "embed_dim", "Give at least 2"),
         (whole_patches, "window_s", "The window must be a whole number of 50-sample patches"),
         (cfg.temperature >= 0.01, "temperature", "Give at least 0.01: 1/temperature is kept at 100 or less"),
-    ]
-
-
-def _rules_of_systems(cfg: TrainConfig) -> list[tuple[bool, str, str]]:
-    "What must hold for the system that was chosen."
-    entry = entry_of(registered("system"), cfg.system, "system")
-    as_file = f"as nbs/systems/{cfg.system}.yaml does"
-    ed_es = f"This system needs the frames at end-diastole and end-systole: give 1, {as_file}"
-    control = "It is a control of the local loss: give a local_weight above 0"
-    alike_fits = "alike" in entry.takes and 0 < cfg.alike < cfg.batch_size - 1
-    position_fits = "position_only" in entry.takes and cfg.local_weight > 0
-    local_fits = cfg.local_weight == 0 or "local_weight" in entry.takes
-    cine_init_fits = not cfg.cine_init or "cine_init" in entry.takes
-    cine_init = "Only ptacl has the cine encoder that is pre-trained: leave it empty"
-    targets_fit = bool(cfg.targets.strip()) == ("targets" in entry.needs)
-    return [
-        (local_fits, "local_weight", f"Only ptacl has a local loss: give 0, {as_file}"),
-        (cfg.cine_keep == 1 or "ed_es" not in entry.needs, "cine_keep", ed_es),
-        (not cfg.position_only or position_fits, "position_only", control),
-        (
-            cfg.alike == 0 or alike_fits,
-            "alike",
-            "Give 0, or with system mmcl a number below batch_size - 1",
-        ),
-        (cine_init_fits, "cine_init", cine_init),
-        (targets_fit, "targets", "Name the columns with system supervised, and with no other"),
-        (
-            cfg.alike > 0 or cfg.alike_are == TaskConfig.alike_are,
-            "alike_are",
-            "Nobody counts as alike: give alike above 0 (mmcl), or leave it",
-        ),
-        (
-            cfg.n_slices == 1 or "stacks" in entry.needs,
-            "n_slices",
-            "Only dual_phase reads volumes: give 1, which a store that holds them serves too",
-        ),
     ]
 
 
@@ -346,7 +364,7 @@ def as_it_ran(
     if entry and "stacks" not in entry.needs:
         idle += ["n_slices"]
     looked_at_all = dict(cine_keep=1.0)  # before there was this field
-    return looked_at_all | {k: v for k, v in given.items() if k not in idle}
+    return looked_at_all | {k: v for k, v in of_today(given).items() if k not in idle}
 
 
 # %% ../../nbs/base/10_config.ipynb #0483831b

@@ -168,6 +168,8 @@ def of_today(
     now = dict(given)
     if "tensorboard" in now:
         now["log_to"] = "tensorboard" if now.pop("tensorboard") else ""
+    if "cine_init" in now:
+        now["cmr_init"] = now.pop("cine_init")
     return now
 
 

@@ -189,6 +189,7 @@ METRICS: dict[str, Metric] = {
     "val_loss": Metric(None, "nats", "lower", "Loss", "training"),
     "val_recall_at_1_ecg_to_cmr": Metric(None, "", "higher", "Recall at 1, ECG to CMR", "training"),
     "val_recall_at_1_cmr_to_ecg": Metric(None, "", "higher", "Recall at 1, CMR to ECG", "training"),
+    "val_median_rank": Metric(None, "rank, 1 = best", "lower", "Median rank, ECG to CMR", "training"),
     "val_phase_error": Metric(None, "cycles", "lower", "Phase error", "training"),
 }
 

@@ -8,11 +8,13 @@ __all__ = ["RESNET_SIZES", "ResNetSize", "conv_norm", "ResidualBlock", "Residual
 # %% ../../nbs/models/26_resnet.ipynb #4196be7f
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ptacl.base.core import BadInput
+from ptacl.models.weights import Saved
 
 
 # %% ../../nbs/models/26_resnet.ipynb #186836e0
@@ -99,8 +101,10 @@ class ResidualBlock(nn.Module):
 
 
 # %% ../../nbs/models/26_resnet.ipynb #dc12d530
-class ResidualNetwork(nn.Module):
+class ResidualNetwork(Saved, nn.Module):
     "Stem, four stages of residual blocks, mean over what is left of the picture."
+
+    part = "ed_encoder"  # the first that a system has of it
 
     def __init__(
         self,
@@ -110,6 +114,8 @@ class ResidualNetwork(nn.Module):
         depths: Sequence[int] = (0, 0, 0, 0),
     ) -> None:  # nothing
         super().__init__()
+        of_size = dict(widths=list(size.widths), blocks=list(size.blocks), expansion=size.expansion)
+        self.settings = dict(size=of_size, channels=channels, depths=list(depths))
         flat = min(depths[0], 1)
         c = size.widths[0]
         pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)) if flat else nn.MaxPool2d(3, 2, 1)
@@ -129,3 +135,14 @@ class ResidualNetwork(nn.Module):
         "Features of pictures or stacks."
         x = self.layers(x.contiguous(memory_format=self.memory_format))
         return x.mean(tuple(range(2, x.ndim)))
+
+    @classmethod
+    def current_settings(
+        cls,
+        settings: dict[str, object],  # as a folder gives them
+        source: str | Path,  # the folder
+    ) -> dict[str, object]:  # with the size as an object
+        "Settings as the constructor takes them."
+        size = settings["size"]
+        of_size = ResNetSize(tuple(size["widths"]), tuple(size["blocks"]), size["expansion"])
+        return settings | dict(size=of_size)

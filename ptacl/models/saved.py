@@ -42,10 +42,13 @@ from ptacl.models.weights import (
 )
 
 # %% ../../nbs/models/80_saved.ipynb #f84a44b6
+_OF_CINE = dict(mean="cine_mean", sd="cine_sd")
 # part of a model -> the settings of its preparation, and the buffers that hold its scaling
 PARTS = dict(
     ecg_encoder=(("fs", "mains_hz", "window_s"), dict(mean_mv="ecg_mean_L", sd_mv="ecg_sd_L")),
-    cine_encoder=(("view", "n_frames", "pixel_mm", "crop_px"), dict(mean="cine_mean", sd="cine_sd")),
+    cine_encoder=(("view", "n_frames", "pixel_mm", "crop_px"), _OF_CINE),
+    ed_encoder=(("view", "n_frames", "pixel_mm", "crop_px", "n_slices"), _OF_CINE),
+    es_encoder=(("view", "n_frames", "pixel_mm", "crop_px", "n_slices"), _OF_CINE),
 )
 
 
@@ -88,15 +91,15 @@ def from_pretrained(
     for part in PARTS:
         own = getattr(model, part, None)
         if isinstance(own, Saved) and (folder / f"{part}.json").is_file():
-            _put_encoder(model, _read_kind(own, folder), folder)
+            _put_encoder(model, part, _read_kind(own, part, folder), folder)
     model.given_scaling = frozenset(buffer for _, buffers in PARTS.values() for buffer in buffers.values())
     return fit_weights(model, read_weights(folder), folder).eval(), cfg
 
 
-def _read_kind(own: Saved, source: str | Path) -> Saved:
+def _read_kind(own: Saved, part: str, source: str | Path) -> Saved:
     "Read an encoder of the kind that stands in a system."
     if not isinstance(own, ECGEncoder):
-        return type(own).from_pretrained(source)
+        return type(own).from_pretrained(source, part)
     encoder = ECGEncoder.from_pretrained(source)
     if not isinstance(encoder, type(own)):
         raise BadInput(
@@ -107,9 +110,9 @@ def _read_kind(own: Saved, source: str | Path) -> Saved:
     return encoder
 
 
-def _put_encoder(model: System, encoder: Saved, source: str | Path) -> None:
+def _put_encoder(model: System, part: str, encoder: Saved, source: str | Path) -> None:
     "Put an encoder in the place of the system's own, of which it must have the size."
-    own = getattr(model, encoder.part)
+    own = getattr(model, part)
     size = {k: v for k, v in own.settings.items() if k not in own.may_differ}
     differ = {k: v for k, v in size.items() if encoder.settings[k] != v}
     if differ:
@@ -121,18 +124,20 @@ def _put_encoder(model: System, encoder: Saved, source: str | Path) -> None:
             "Take the preset and the sizes of the inputs of the run that it is from",
         )
     of_this_run = {k: own.settings[k] for k in ("dropout",) if k in own.settings}
-    taken = type(own)(**encoder.settings | of_this_run)
+    taken = type(own)(**own.current_settings(encoder.settings | of_this_run, source))
     taken.load_state_dict(encoder.state_dict())
-    setattr(model, encoder.part, taken)
+    setattr(model, part, taken)
 
 
 # %% ../../nbs/models/80_saved.ipynb #13eff5eb
 def start_encoders(
     model: System,  # freshly built; its encoders are replaced
-    cfg: TrainConfig,  # uses ecg_init and cine_init; empty = leave the encoder as it is
+    cfg: TrainConfig,  # uses ecg_init, cmr_init and freeze_cmr; empty = leave the encoders as they are
 ) -> System:  # the same system
     "Give a system the encoders that its configuration wants to start from."
-    for part, source in dict(ecg_encoder=cfg.ecg_init, cine_encoder=cfg.cine_init).items():
+    of_cmr = [part for part in PARTS if part != "ecg_encoder" and hasattr(model, part)]
+    started_from = dict(ecg_encoder=cfg.ecg_init) | dict.fromkeys(of_cmr, cfg.cmr_init)
+    for part, source in started_from.items():
         if not source:
             continue
         own = getattr(model, part, None)
@@ -142,17 +147,19 @@ def start_encoders(
                 f"cannot be read into the {part} of this run, a {type(own).__name__}",
                 "Let its class inherit `ptacl.models.weights.Saved`, or start from random weights",
             )
-        encoder = _read_kind(own, source)
-        _put_encoder(model, encoder, source)
-        _check_preparation(encoder, cfg, source)
-        _take_scaling(model, encoder)
+        encoder = _read_kind(own, part, source)
+        _put_encoder(model, part, encoder, source)
+        _check_preparation(part, encoder, cfg, source)
+        _take_scaling(model, part, encoder)
+    if cfg.freeze_cmr:
+        model.freeze(of_cmr)
     return model
 
 
 @torch.no_grad()
-def _take_scaling(model: System, encoder: Saved) -> None:
+def _take_scaling(model: System, part: str, encoder: Saved) -> None:
     "Scale the input as the encoder learned to read it, where it says how."
-    buffers = PARTS[encoder.part][1]
+    buffers = PARTS[part][1]
     if not buffers.keys() <= encoder.preparation.keys():
         return
     for key, buffer in buffers.items():
@@ -160,10 +167,10 @@ def _take_scaling(model: System, encoder: Saved) -> None:
     model.given_scaling |= frozenset(buffers.values())
 
 
-def _check_preparation(encoder: Saved, cfg: TrainConfig, source: str | Path) -> None:
+def _check_preparation(part: str, encoder: Saved, cfg: TrainConfig, source: str | Path) -> None:
     "Refuse an encoder whose input was prepared otherwise than this run's."
     is_of_system = "system" in read_settings(encoder.source / "config.json")
-    names = [*PARTS[encoder.part][0], *(["phase_map"] if is_of_system else [])]
+    names = [*PARTS[part][0], *(["phase_map"] if is_of_system else [])]
     which = names if encoder.preparation else []  # what it leaves out is as it is by default
     same_preparation(encoder.preparation, cfg, source, "this run", which, another="take another encoder")
 

@@ -31,6 +31,7 @@ from ptacl.models.layers import count_parameters
 from ptacl.models.mmcl import mmcl_from_config, mmcl_loss
 from ptacl.models.ptacl import model_from_config, ptacl_loss
 from ptacl.models.supervised import supervised_from_config, supervised_loss
+from ptacl.models.supervised_cmr import supervised_cmr_from_config, supervised_ed_es_from_config
 from ptacl.models.system import Embeddings, System
 
 
@@ -59,10 +60,11 @@ _PTACL = SystemEntry(
     build=model_from_config,
     loss=ptacl_loss,
     needs=frozenset({"cine", "local_bins"}),
-    takes=frozenset({"local_weight", "cine_init", "position_only"}),
+    takes=frozenset({"local_weight", "cmr_init", "position_only"}),
     settings=dict(system="ptacl"),
     published="not public",
 )
+_TARGETS = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"
 SYSTEMS = dict(
     ptacl=_PTACL,
     mmcl=SystemEntry(
@@ -81,6 +83,7 @@ SYSTEMS = dict(
         build=dual_phase_from_config,
         loss=dual_phase_loss,
         needs=frozenset({"cine", "ed_es", "stacks"}),
+        takes=frozenset({"cmr_init"}),
         settings=dict(
             system="dual_phase", local_weight=0.0, temperature=0.07, fixed_temperature=True, cine_keep=1.0
         ),
@@ -92,9 +95,23 @@ SYSTEMS = dict(
         loss=supervised_loss,
         needs=frozenset({"targets"}),
         takes=frozenset({"targets"}),
-        settings=dict(
-            system="supervised", local_weight=0.0, targets="lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"
-        ),
+        settings=dict(system="supervised", local_weight=0.0, targets=_TARGETS),
+    ),
+    supervised_cmr=SystemEntry(
+        title="supervised CMR side (cine)",
+        build=supervised_cmr_from_config,
+        loss=supervised_loss,
+        needs=frozenset({"cine", "targets"}),
+        takes=frozenset({"targets", "cmr_init"}),
+        settings=dict(system="supervised_cmr", local_weight=0.0, targets=_TARGETS),
+    ),
+    supervised_ed_es=SystemEntry(
+        title="supervised CMR side (ED and ES)",
+        build=supervised_ed_es_from_config,
+        loss=supervised_loss,
+        needs=frozenset({"cine", "ed_es", "stacks", "targets"}),
+        takes=frozenset({"targets", "cmr_init"}),
+        settings=dict(system="supervised_ed_es", local_weight=0.0, cine_keep=1.0, targets=_TARGETS),
     ),
     random=replace(
         _PTACL, title="untrained encoder", settings=dict(system="random"), published="", trains=False

@@ -243,10 +243,11 @@ class Saved:
         cls,
         # a folder that an encoder was saved to, a run's folder, or owner/name on the hub
         source: str | Path,
+        part: str = "",  # which of a system's encoders, where it has several of this kind; empty = the usual
     ) -> "Saved":  # the encoder in evaluation mode
         "Read this kind of encoder, alone or out of a whole system."
         folder = model_folder(source)
-        weights, settings = read_part(folder, cls.part, cls.__name__, cls.former_names)
+        weights, settings = read_part(folder, part or cls.part, cls.__name__, cls.former_names)
         preparation = settings.pop("preparation", {})
         try:
             encoder = cls(**cls.current_settings(settings, folder))

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = [
+    "PAIRS",
     "METHODS",
     "Method",
     "known_methods",
     "local_weight_curve",
     "Cell",
     "row_settings",
+    "Common",
     "comparison_cells",
 ]
 
 # %% ../../nbs/studies/30_methods.ipynb #9b0103e5
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput
@@ -31,11 +33,14 @@ class Method:
     "A row of the comparison."
 
     title: str  # in tables and figures
-    group: str  # features, system, control, ablation, or registered (a system from outside)
+    group: str  # features, system, control, ablation, pairs, or registered (a system from outside)
     asks: str  # what the row is there to tell
     params: dict[str, object] = field(default_factory=dict)  # of `TrainConfig`, that are not the common ones
     pretrain: dict[str, object] = field(default_factory=dict)  # of `PretrainConfig`, to be run before
     features: str = ""  # probed instead of an encoder: body, ecg, both or summary; empty = an encoder
+    cmr_side: str = ""  # system whose CMR encoders learn the phenotypes first and are then kept; empty = none
+    n_train: int = 0  # pairs that are learned from; 0 = all
+    is_main: bool = False  # whether it has all seeds and stands in the family of comparisons
 
 
 def _settings(system: str, **changed: object) -> dict[str, object]:
@@ -48,7 +53,62 @@ def _of_ptacl(title: str, group: str, asks: str, **changed: object) -> Method:
     return Method(title, group, asks, _settings("ptacl", **changed))
 
 
-METHODS = dict(
+_MASKED = dict(modality="ecg")  # the ECG encoder learns to rebuild hidden patches first
+_MAIN = dict(is_main=True)
+
+# %% ../../nbs/studies/30_methods.ipynb #d1ecfca0
+_MAIN_ROWS = dict(
+    ptacl=Method("PTACL", "system", "patient and temporal alignment", _settings("ptacl"), **_MAIN),
+    global_only=Method(
+        "Global loss only",
+        "system",
+        "what patient-level alignment teaches",
+        _settings("ptacl", local_weight=0.0),
+        **_MAIN,
+    ),
+    supervised=Method(
+        "Supervised from scratch", "system", "what the labels alone teach", _settings("supervised"), **_MAIN
+    ),
+    masked=Method(
+        "Masked pre-training",
+        "system",
+        "what ECGs without CMR teach",
+        _settings("random"),
+        _MASKED,
+        **_MAIN,
+    ),
+    mmcl=Method("MMCL", "system", "three frames as one image", _settings("mmcl"), _MASKED, **_MAIN),
+    dual_phase=Method(
+        "Dual-phase",
+        "system",
+        "end-diastole and end-systole against a CMR side that knows phenotypes, as published",
+        _settings("dual_phase"),
+        _MASKED,
+        cmr_side="supervised_ed_es",
+        **_MAIN,
+    ),
+    dual_phase_joint=Method(
+        "Dual-phase, jointly trained",
+        "system",
+        "end-diastole and end-systole alone",
+        _settings("dual_phase"),
+        **_MAIN,
+    ),
+    soft_targets=Method(
+        "PTACL, soft targets",
+        "ablation",
+        "whether neighbouring phases should count as half right",
+        _settings("ptacl", target_concentration=20.0),
+        **_MAIN,
+    ),
+    ptacl_frozen=Method(
+        "PTACL, frozen CMR side",
+        "system",
+        "whether a CMR side that knows phenotypes serves both losses",
+        _settings("ptacl"),
+        cmr_side="supervised_cmr",
+        **_MAIN,
+    ),
     demographics=Method("Demographics + heart rate", "features", "how much needs no ECG", features="body"),
     classical_ecg=Method(
         "Classical ECG features", "features", "how much a device's measurements hold", features="ecg"
@@ -65,27 +125,34 @@ METHODS = dict(
     random=Method(
         "Untrained encoder", "system", "how much the architecture alone holds", _settings("random")
     ),
-    supervised=Method(
-        "Supervised from scratch", "system", "what the labels alone teach", _settings("supervised")
+)
+
+# %% ../../nbs/studies/30_methods.ipynb #6f6e96ff
+_OTHER_ROWS = dict(
+    global_frozen=Method(
+        "Global only, frozen CMR side",
+        "ablation",
+        "what the local loss adds to a CMR side that knows phenotypes",
+        _settings("ptacl", local_weight=0.0),
+        cmr_side="supervised_cmr",
     ),
-    masked=Method(
-        "Masked pre-training",
-        "system",
-        "what ECGs without CMR teach",
-        _settings("random"),
-        dict(modality="ecg"),
-    ),
-    global_only=_of_ptacl(
-        "Global loss only", "system", "what patient-level alignment teaches", local_weight=0.0
-    ),
-    mmcl=Method("MMCL", "system", "three frames as one image", _settings("mmcl")),
-    dual_phase=Method("Dual-phase", "system", "end-diastole and end-systole alone", _settings("dual_phase")),
-    ptacl=_of_ptacl("PTACL", "system", "patient and temporal alignment"),
     shuffled_phases=_of_ptacl(
         "PTACL, phases shuffled", "control", "whether the pairing in time matters", shuffle_phases=True
     ),
     position_only=_of_ptacl(
         "PTACL, positions only", "control", "whether positions alone solve the local task", position_only=True
+    ),
+    ptacl_masked=Method(
+        "PTACL from masked", "ablation", "whether masked pre-training adds", _settings("ptacl"), _MASKED
+    ),
+    mmcl_fresh=Method("MMCL, no pre-training", "ablation", "what MMCL's start is worth", _settings("mmcl")),
+    local_10=_of_ptacl("PTACL, local weight 0.1", "ablation", "the curve of the weight", local_weight=0.1),
+    local_60=_of_ptacl("PTACL, local weight 0.6", "ablation", "the curve of the weight", local_weight=0.6),
+    systole_phase=_of_ptacl(
+        "PTACL, phase of two landmarks",
+        "ablation",
+        "whether the start of atrial systole has to be aligned",
+        phase_map="systole",
     ),
     linear_phase=_of_ptacl(
         "PTACL, linear phase",
@@ -93,24 +160,32 @@ METHODS = dict(
         "whether events of the cycle have to be aligned",
         phase_map="linear",
     ),
-    soft_targets=_of_ptacl(
-        "PTACL, soft targets",
-        "ablation",
-        "whether neighbouring phases should count as half right",
-        target_concentration=20.0,
-    ),
     no_frame_roll=_of_ptacl(
         "PTACL, no frame roll", "ablation", "whether the frame's index is a shortcut", frame_roll=False
     ),
-    ptacl_masked=Method(
-        "PTACL from masked",
-        "ablation",
-        "whether masked pre-training adds",
-        _settings("ptacl"),
-        dict(modality="ecg"),
-    ),
-    local_10=_of_ptacl("PTACL, local weight 0.1", "ablation", "the curve of the weight", local_weight=0.1),
-    local_60=_of_ptacl("PTACL, local weight 0.6", "ablation", "the curve of the weight", local_weight=0.6),
+)
+
+# %% ../../nbs/studies/30_methods.ipynb #700cfbae
+PAIRS = dict(  # row -> numbers of pairs that it is made with as well
+    ptacl=(500, 2000, 8000),
+    global_only=(500, 2000, 8000),
+    supervised=(50, 200, 500, 1000, 2000, 8000),
+)
+METHODS = (
+    _MAIN_ROWS
+    | _OTHER_ROWS
+    | {
+        f"{name}_{n}": replace(
+            _MAIN_ROWS[name],
+            title=f"{_MAIN_ROWS[name].title}, {n:,} pairs",
+            group="pairs",
+            asks="the curve of the number of pairs",
+            n_train=n,
+            is_main=False,
+        )
+        for name, numbers in PAIRS.items()
+        for n in numbers
+    }
 )
 
 
@@ -118,10 +193,13 @@ METHODS = dict(
 def known_methods() -> dict[str, Method]:  # name -> row: `METHODS`, then systems that have no row there
     "Every row that a comparison can have."
     asks = "what a system from outside learns"
+    learned = {m.params["system"] for m in METHODS.values() if m.params} | {
+        m.cmr_side for m in METHODS.values()
+    }
     others = {
-        name: Method(entry.title, "registered", asks, _settings(name))
+        name: Method(entry.title, "registered", asks, _settings(name), **_MAIN)
         for name, entry in SYSTEMS.items()
-        if name not in METHODS
+        if name not in learned
     }
     return METHODS | others
 
@@ -156,6 +234,8 @@ class Cell:
     pretrain: dict[str, object]  # settings of `nbs/pretrain.ipynb`, to be run first; empty = none
     prepare: dict[str, object]  # settings of a store of its own; empty = the common store serves
     features: str = ""  # as in `Method`
+    # settings of `nbs/train.ipynb` of the CMR side, to be run first and kept; empty = none
+    cmr: dict[str, object] = field(default_factory=dict)
 
     @property
     def key(self) -> str:  # such as ptacl-seed0
@@ -164,10 +244,13 @@ class Cell:
 
     def started_from(
         self,
-        folder: str,  # run folder of the pre-training
+        ecg: str = "",  # run folder of the ECG's pre-training
+        cmr: str = "",  # run folder of the CMR side
     ) -> dict[str, object]:  # settings of `nbs/train.ipynb`
-        "The training settings with the pre-trained encoder put in."
-        return self.params | dict(ecg_init=str(folder))
+        "The training settings with what was made before put in."
+        started = dict(ecg_init=str(ecg)) if ecg else {}
+        kept = dict(cmr_init=str(cmr), freeze_cmr=True) if cmr else {}
+        return self.params | started | kept
 
 
 # %% ../../nbs/studies/30_methods.ipynb #0bf2a40a
@@ -180,14 +263,47 @@ def row_settings(
 
 
 # %% ../../nbs/studies/30_methods.ipynb #2ff4ee9b
+@dataclass(frozen=True)
+class Common:
+    "What the rows of a comparison share."
+
+    train: Mapping[str, object]  # settings of `TrainConfig`: data, epochs, ...
+    pretrain: Mapping[str, object] = field(default_factory=dict)  # of `PretrainConfig`
+    # of `TrainConfig`, in which the runs of CMR sides differ from `train`
+    cmr: Mapping[str, object] = field(default_factory=dict)
+    targets: str = ""  # phenotypes that supervised systems learn; empty = those of their own settings
+    n_pairs: int = 27_951  # training pairs of the cohort
+    scale: float = 1.0  # share of all numbers of pairs that is taken, (0, 1], for a test
+    most_passes: int = 40  # passes that rows of fewer pairs make at most
+
+    def pairs(
+        self,
+        row: Method,  # a row
+    ) -> int:  # at least 2
+        "How many pairs a row learns from."
+        return max(2, round(self.scale * (row.n_train or self.n_pairs)))
+
+    def settings(
+        self,
+        row: Method,  # a row
+    ) -> dict[str, object]:  # of `TrainConfig`
+        "The common settings as a row has them: as many pairs seen as all, as far as its passes allow."
+        n = self.pairs(row)
+        if not row.n_train:
+            return dict(self.train) | (dict(n_train=n) if self.scale < 1 else {})
+        epochs = self.train.get("epochs", TrainConfig.epochs)
+        passes = max(1, min(self.most_passes, round(epochs * self.scale * self.n_pairs / n)))
+        # as many evaluations as the others have
+        every = max(1, round(self.train.get("eval_every", TrainConfig.eval_every) * passes / epochs))
+        return dict(self.train) | dict(n_train=n, epochs=passes, eval_every=every)
+
+
+# %% ../../nbs/studies/30_methods.ipynb #90647f5b
 def comparison_cells(
-    common: Mapping[str, object],  # settings of `TrainConfig` that all methods share: data, epochs, ...
-    *,
-    common_pretrain: Mapping[str, object],  # of `PretrainConfig`; let it see as many recordings
-    seeds: Sequence[int] = (0, 1, 2),  # of the systems
-    other_seeds: Sequence[int] = (0,),  # of controls and ablations
+    common: Common,  # what the rows share
+    seeds: Sequence[int] = (0, 1, 2),  # of the main rows
+    other_seeds: Sequence[int] = (0,),  # of the others
     methods: Sequence[str] = tuple(METHODS),  # rows of `known_methods`, in order
-    targets: str = "",  # phenotypes that a supervised system learns; empty = those of its own settings
 ) -> list[Cell]:  # checked: seed by seed, and in each the methods in order
     "Every method with every seed."
     rows = known_methods()
@@ -196,18 +312,24 @@ def comparison_cells(
             near = difflib.get_close_matches(name, rows, n=1, cutoff=0.5)
             hint = f"Did you mean `{near[0]}`? " if near else ""
             raise BadInput("parameters", f"`methods` has {name!r}", f"{hint}There are {', '.join(rows)}")
-    set_by_rows = [k for k in ("system", "seed", "ecg_init", "targets") if k in common]
+    by_rows = ("system", "seed", "ecg_init", "cmr_init", "freeze_cmr", "n_train", "targets")
+    set_by_rows = [k for k in by_rows if k in {*common.train, *common.cmr}]
     if set_by_rows:
         raise BadInput(
             "common",
             f"sets {', '.join(set_by_rows)}",
             "That is what methods and seeds differ in: leave it out, or use `targets`",
         )
-    weights = local_weight_curve(common).values()
-    # the common weight is PTACL itself, and not trained twice
-    wanted = [name for name in methods if name in weights or not _is_weight(name)]
+    weights = local_weight_curve(common.train).values()
+    # the common weight is PTACL itself, and as many pairs as there are is the row of all: not trained twice
+    wanted = [
+        name
+        for name in methods
+        if (name in weights or not _is_weight(name))
+        and (not rows[name].n_train or rows[name].n_train < common.n_pairs)
+    ]
     return [
-        _cell(name, rows[name], seed, common, common_pretrain, targets)
+        _cell(name, rows[name], seed, common)
         for seed in sorted({*seeds, *other_seeds})
         for name in wanted
         if seed in _seeds_of(rows[name], seeds, other_seeds)
@@ -218,26 +340,29 @@ def _seeds_of(row: Method, seeds: Sequence[int], other_seeds: Sequence[int]) -> 
     "Seeds that a row is made with: features have no luck, one is enough."
     if row.features:
         return [min(other_seeds)]
-    return seeds if row.group in ("system", "registered") else other_seeds
+    return seeds if row.is_main else other_seeds
 
 
-def _cell(
-    name: str,
-    row: Method,
-    seed: int,
-    common: Mapping[str, object],
-    common_pretrain: Mapping[str, object],
-    targets: str,
-) -> Cell:
+def _cell(name: str, row: Method, seed: int, common: Common) -> Cell:
     "One method with one seed, checked."
     params = {}
     if not row.features:
-        params = row_settings({**common, **row.params, "seed": seed})
-        if targets and "targets" in SYSTEMS[row.params["system"]].takes:
-            params |= dict(targets=targets)
-        TrainConfig.from_params(params)
-    pretrain = {**common_pretrain, **row.pretrain, "seed": seed} if row.pretrain else {}
+        params = _with_targets({**common.settings(row), **row.params, "seed": seed}, common)
+    pretrain = {**common.pretrain, **row.pretrain, "seed": seed} if row.pretrain else {}
     if pretrain:
         PretrainConfig.from_params(pretrain)
+    cmr = {}
+    if row.cmr_side:
+        of_side = {**common.settings(row), **common.cmr, **_settings(row.cmr_side), "seed": seed}
+        cmr = _with_targets(of_side, common)
     prepare = {k: v for k, v in row.params.items() if hasattr(PrepareConfig, k)}
-    return Cell(name, seed, params, pretrain, prepare, row.features)
+    return Cell(name, seed, params, pretrain, prepare, row.features, cmr)
+
+
+def _with_targets(given: dict[str, object], common: Common) -> dict[str, object]:
+    "Settings of a run, checked, with the phenotypes that it is to learn."
+    settings = row_settings(given)
+    if common.targets and "targets" in SYSTEMS[given["system"]].takes:
+        settings |= dict(targets=common.targets)
+    TrainConfig.from_params(settings)
+    return settings

@@ -16,7 +16,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/training/80_finetune.ipynb #ccff4327
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +38,7 @@ from ptacl.evaluation.probe import score_regression
 from ptacl.models.saved import start_encoders
 from ptacl.models.supervised import Supervised
 from ptacl.models.systems import build_system
+from ptacl.training.batches import place_of, some_people
 from ptacl.training.loop import fit
 from ptacl.training.watch import best_row, embed_pairs, evaluate
 
@@ -64,7 +64,9 @@ def finetune_config(
     if not targets:
         raise BadInput("targets", "there are none", "Name columns of participants.tsv")
     plain = dict(
-        cine_init="",
+        cmr_init="",
+        freeze_cmr=False,
+        n_train=0,
         local_weight=0.0,
         shuffle_phases=False,
         target_concentration=0.0,
@@ -99,14 +101,7 @@ def label_share(
     "Keep the labels of a share of the training participants."
     if not 0 < share <= 1:
         raise BadInput("share", f"is {share}", "Give a share above 0, up to 1")
-    place_P = np.array([_place(p, f"label {seed}") for p in people_of(train.table)])
-    n = max(2, round(share * len(train)))
-    return train.take(place_P <= np.sort(place_P)[n - 1])  # of a person all rows or none
-
-
-def _place(participant_id: str, salt: str) -> float:
-    "A number in [0, 1) that belongs to a name."
-    return int.from_bytes(hashlib.sha256(f"{salt} {participant_id}".encode()).digest()[:7], "big") / 2**56
+    return some_people(train, max(2, round(share * len(train))), f"label {seed}")
 
 
 # %% ../../nbs/training/80_finetune.ipynb #6958a755
@@ -125,7 +120,7 @@ def validation_part(
             "Two to learn from and two to choose by are needed",
         )
     people = people_of(train.table)
-    order = np.argsort([_place(p, "validation") for p in people], kind="stable")
+    order = np.argsort([place_of(p, "validation") for p in people], kind="stable")
     n = min(max(2, round(share * len(train))), len(train) - 2)
     while n < len(train) - 2 and people[order[n]] == people[order[n - 1]]:
         n += 1  # all rows of a person are on one side

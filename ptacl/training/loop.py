@@ -22,7 +22,7 @@ from ptacl.base.core import BadInput
 from ptacl.data.batches import Batch, Pairs
 from ptacl.data.store import Column
 from ptacl.models.systems import objective
-from ptacl.training.batches import StepBatch, TrainingBatches
+from ptacl.training.batches import StepBatch, TrainingBatches, training_pairs
 from ptacl.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, start_state
 from ptacl.training.device import fabric_from_config
 from ptacl.training.distributed import any_process, collect_sigterm, copy_from_first, gather
@@ -261,7 +261,7 @@ def _leave(state: TrainState, cfg: TrainConfig, checkpoint: Path, n_steps: int) 
 def fit(
     cfg: TrainConfig,  # settings of the run
     model: torch.nn.Module,  # freshly built
-    train: Pairs,  # pairs to train on, at least two
+    train: Pairs,  # pairs to train on, at least two; with `n_train` some of them
     val: Pairs,  # pairs to watch, at least two; nothing is chosen by them unless `keep_best` says so
     *,
     checkpoint: Path | None = None,  # file to save to and, if it exists, to resume from; None = neither
@@ -275,6 +275,7 @@ def fit(
     score: Callable[[torch.nn.Module, Pairs, TrainConfig, int | None], dict[str, float]] = evaluate,
 ) -> TrainState:  # the trained model and the log
     "Train a model, from the start or from its checkpoint."
+    train = training_pairs(train, cfg)
     _require_prepared(cfg, train=train, val=val)
     _require_negatives(cfg, train=train, val=val)
     fabric = fabric_from_config(cfg)

@@ -68,6 +68,8 @@ def optimizer_from_config(
     layers = layers_below_top(model)
     groups = {}
     for name, p in model.named_parameters():
+        if name.split(".")[0] in getattr(model, "frozen", ()):
+            continue
         is_place = name.rsplit(".", 1)[-1].endswith("D")  # positions and CLS
         is_plain = p.ndim < 2 or is_place
         layer = layers[name] if cfg.layer_decay < 1 else 0

@@ -20,6 +20,7 @@ from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs, evaluation_batches
 from ptacl.data.phase import phase_distance
 from ptacl.evaluation.metrics import is_better_when_higher
+from ptacl.evaluation.retrieval import ranks
 from ptacl.models.system import Embeddings
 from ptacl.models.systems import objective
 from ptacl.training.batches import TrainingBatches
@@ -52,7 +53,8 @@ def evaluate(
     pairs: Pairs,  # held-out participants, at least two
     cfg: TrainConfig,  # uses batch_size, window and the objective
     n_batches: int | None = None,  # only the first so many batches
-    # val_ and each part of the loss (nats, or what it has), val_recall_at_1 both ways, val_phase_error, sizes
+    # val_ and each part of the loss (nats, or what it has), val_recall_at_1 both ways, val_median_rank,
+    # val_phase_error, sizes
 ) -> dict[str, float]:
     "Losses and simple retrieval on held-out pairs."
     z = embed_pairs(model, pairs, cfg, n_batches)
@@ -68,6 +70,7 @@ def evaluate(
         val_pairs=n,
         val_recall_at_1_ecg_to_cmr=ecg_to_cmr,
         val_recall_at_1_cmr_to_ecg=cmr_to_ecg,
+        val_median_rank=_rank_of_own(z),
         val_phase_error=_phase_error(z),
     )
 
@@ -96,6 +99,13 @@ def _recall_at_1(z: Embeddings) -> tuple[float, float]:
     own_B = torch.arange(len(sim_BB))
     nearest = [sim_BB.argmax(1), sim_BB.T.argmax(1)]
     return tuple(float((found_B == own_B).float().mean()) for found_B in nearest)
+
+
+def _rank_of_own(z: Embeddings) -> float:
+    "Median place of the own CMR among all, 1 = nearest; NaN where one side has no embedding."
+    if not z.ecg_BE.shape[1] or not z.cmr_BE.shape[1]:
+        return math.nan
+    return float(np.median(ranks(z.ecg_BE, z.cmr_BE)))
 
 
 def _phase_error(z: Embeddings) -> float:

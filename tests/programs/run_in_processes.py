@@ -11,7 +11,8 @@ from ptacl.base.config import TrainConfig
 from ptacl.base.core import samples_dir, seed_everything
 from ptacl.data.batches import load_pairs
 from ptacl.data.cohort import read_cohort
-from ptacl.models.ptacl import model_from_config
+from ptacl.models.saved import start_encoders
+from ptacl.models.systems import build_system
 from ptacl.training.loop import fit
 from ptacl.training.run_folder import open_run
 
@@ -48,7 +49,7 @@ seed_everything(cfg.seed)
 calls = []
 state = fit(
     cfg,
-    model_from_config(cfg),
+    start_encoders(build_system(cfg), cfg),
     pairs.take(range(15)),
     pairs.take(range(15, 22)),
     checkpoint=run.checkpoint,
