@@ -188,7 +188,7 @@ def test_disk_that_stays_full(cohort, tmp_path, monkeypatch):
     written = []
     save = np.savez
 
-    def different(root, row, settings):
+    def different(root, row, *_):
         rng = np.random.default_rng(list(row["participant_id"].encode()))
         return item | dict(signature_MS=rng.standard_normal((2, 64)).astype(np.float32)), []
 

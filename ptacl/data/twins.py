@@ -53,7 +53,7 @@ def cine_signature(
         return np.zeros(SIGNATURE, np.float32)
     cine_FHW = np.asarray(cine_FHW, np.float32)
     blocks_FRC = cine_FHW.reshape(F, H // 4, 4, W // 4, 4).mean((2, 4))
-    fifths = np.stack([x.mean(0) for x in np.array_split(blocks_FRC, 5)])
+    fifths = np.stack([x.mean(0) for x in np.array_split(blocks_FRC, min(5, F))])
     mean_HW = cine_FHW.mean(0)
     detail_HW = ndimage.gaussian_filter(mean_HW - ndimage.gaussian_filter(mean_HW, 3), 1)
     still = blocks_FRC.mean(0)
