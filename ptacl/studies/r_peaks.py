@@ -21,7 +21,7 @@ from ptacl.phantom.instruments import score_r_peaks
 
 
 # %% ../../nbs/studies/85_r_peaks.ipynb #684aa796
-def _of_ptacl(signal_LT: np.ndarray, fs: float) -> np.ndarray:
+def _by_ptacl(signal_LT: np.ndarray, fs: float) -> np.ndarray:
     return find_r_peaks(signal_LT, np.ones(len(signal_LT), bool), fs)
 
 
@@ -36,8 +36,8 @@ def _xqrs(signal_LT: np.ndarray, fs: float) -> np.ndarray:
 
 # name -> samples of the R peaks from leads in mV (L, T) and their rate (Hz)
 DETECTORS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "ptacl, all leads": _of_ptacl,
-    "ptacl, first lead": lambda signal_LT, fs: _of_ptacl(signal_LT[:1], fs),
+    "ptacl, all leads": _by_ptacl,
+    "ptacl, first lead": lambda signal_LT, fs: _by_ptacl(signal_LT[:1], fs),
     "neurokit2, first lead": _neurokit,
     "xqrs, first lead": _xqrs,
 }
