@@ -31,7 +31,8 @@ from ptacl.training.checkpoint import fit_input_scaling
 QUICK = dict(
     accelerator="cpu", precision="32-true", crop_px=32, n_frames=8, cine_keep=1.0, workers=1, window_s=1.0
 )
-WITH_CMR = [name for name in SETTINGS if name not in ("supervised", "random")]
+# an ECG and a CMR in one space
+WITH_CMR = [n for n, s in SETTINGS.items() if "targets" not in s and n != "random"]
 
 
 def config(name: str) -> TrainConfig:
