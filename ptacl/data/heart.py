@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from ptacl.base.core import BadInput
 from ptacl.data.cine import Cine
-from ptacl.data.ventricle import Ventricle, find_ventricle
+from ptacl.data.ventricle import Ventricle, find_ventricle, resampling_matrix
 
 
 # %% ../../nbs/data/35_heart.ipynb #23720c01
@@ -124,14 +124,6 @@ def find_heart(
 
 
 # %% ../../nbs/data/35_heart.ipynb #d58b442b
-def _resampling_matrix(n_in, centre, step, n_out):
-    "Triangle filter (n_out, n_in); output k sits at centre + (k - (n_out-1)/2)*step, in input pixels."
-    at = centre + (np.arange(n_out) - (n_out - 1) / 2) * step
-    w = np.clip(1 - np.abs(np.arange(n_in) - at[:, None]) / max(step, 1.0), 0, None)
-    w[(at < -0.5) | (at > n_in - 0.5)] = 0
-    return (w / np.maximum(w.sum(1, keepdims=True), 1e-12)).astype(np.float32)
-
-
 def _used(matrix):
     "The input pixels, as a slice, that have any weight."
     return slice(*np.flatnonzero(matrix.any(0))[[0, -1]] + [0, 1]) if matrix.any() else slice(0, 1)
@@ -152,8 +144,8 @@ def crop_heart(
     heart = find_heart(cine) if heart is None else heart
     *_, n_rows, n_cols = cine.frames_FZHW.shape
     dz, dy, dx = cine.spacing_mm
-    rows = _resampling_matrix(n_rows, heart.row, pixel_mm / dy, size_px)
-    cols = _resampling_matrix(n_cols, heart.col, pixel_mm / dx, size_px)
+    rows = resampling_matrix(n_rows, heart.row, pixel_mm / dy, size_px)
+    cols = resampling_matrix(n_cols, heart.col, pixel_mm / dx, size_px)
     ys = _used(rows)
     xs = _used(cols)
     frames_FZHW = rows[:, ys] @ (cine.frames_FZHW[..., ys, xs] @ cols[:, xs].T)

@@ -381,13 +381,17 @@ HOLE = 2.0  # usual distances of frames; where two are further apart, the scan s
 
 
 def _neighbours(trigger_time_ms, rr_ms, n_frames):
-    "For evenly spaced moments: the frames before and after, the gap between these, the time since the first."
+    "For evenly spaced moments: the frames before and after, how far on the way, in a hole, near a frame."
     time = np.asarray(trigger_time_ms, dtype=np.float64) / rr_ms
     wanted = np.arange(n_frames) / n_frames
     after = np.searchsorted(time, wanted, side="right")  # first frame later than the wanted time
     left = (after - 1) % len(time)
     right = after % len(time)
-    return left, right, (time[right] - time[left]) % 1.0, (wanted - time[left]) % 1.0
+    gap = (time[right] - time[left]) % 1.0
+    since = (wanted - time[left]) % 1.0
+    share = np.where(gap > 0, since / np.where(gap > 0, gap, 1.0), 0.0)
+    usual = np.median(np.diff(time))
+    return left, right, share, gap > HOLE * usual, np.minimum(since, gap - since) <= 0.5 * usual + 1e-9
 
 
 def seen_moments(
@@ -397,9 +401,8 @@ def seen_moments(
     # whether a frame is near each of the times k * rr_ms / n_frames, (n_frames,)
 ) -> np.ndarray:
     "Which moments of the cycle a scan saw."
-    _, _, gap, since = _neighbours(trigger_time_ms, rr_ms, n_frames)
-    usual = float(np.median(np.diff(trigger_time_ms))) / rr_ms
-    return (gap <= HOLE * usual) | (np.minimum(since, gap - since) <= 0.5 * usual + 1e-9)
+    *_, in_hole, is_near = _neighbours(trigger_time_ms, rr_ms, n_frames)
+    return ~in_hole | is_near
 
 
 # %% ../../nbs/data/40_phase.ipynb #528abc98
@@ -411,13 +414,10 @@ def resample_cycle(
     # frames at times k * rr_ms / n_frames, zeros where the scan saw nothing, (n_frames, H, W), float32
 ) -> np.ndarray:
     "Resample a cine to evenly spaced frames over its cycle."
-    left, right, gap, since = _neighbours(trigger_time_ms, rr_ms, n_frames)
-    share = np.where(gap > 0, since / np.where(gap > 0, gap, 1.0), 0.0)
-    usual = float(np.median(np.diff(trigger_time_ms))) / rr_ms
-    share = np.where(gap > HOLE * usual, np.rint(share), share)
-    share = share[:, None, None].astype(np.float32)
+    left, right, share, in_hole, is_near = _neighbours(trigger_time_ms, rr_ms, n_frames)
+    share = np.where(in_hole, np.rint(share), share)[:, None, None].astype(np.float32)
     out_FHW = (1 - share) * frames_FHW[left] + share * frames_FHW[right]
-    out_FHW[~seen_moments(trigger_time_ms, rr_ms, n_frames)] = 0
+    out_FHW[in_hole & ~is_near] = 0
     return out_FHW
 
 

@@ -89,8 +89,11 @@ class Supervised(System):
     ) -> Embeddings:  # predictions and targets, standardised; embeddings of width 0
         "Predict the phenotypes of every participant."
         ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL, self.kept_patches(batch))[1]
+        return self._predictions(batch, ecg_BD, ecg_BD[:, :0], self.ecg_head(ecg_BD))
+
+    def _predictions(self, batch: Batch, ecg_BD: Tensor, cmr_BD: Tensor, predicted_BY: Tensor) -> Embeddings:
+        "Features, predictions and targets; embeddings of width 0."
         none_BE = ecg_BD[:, :0]
-        target_BY = (batch.target_BY - self.target_mean_Y) / self.target_sd_Y
         return Embeddings(
             ecg_BE=none_BE,
             cmr_BE=none_BE,
@@ -98,9 +101,9 @@ class Supervised(System):
             cmr_BQE=none_BE[:, None],
             is_valid_BQ=torch.zeros_like(batch.lead_ok_BL[:, :1]),
             ecg_BD=ecg_BD,
-            cmr_BD=none_BE,
-            predicted_BY=self.ecg_head(ecg_BD),
-            target_BY=target_BY,
+            cmr_BD=cmr_BD,
+            predicted_BY=predicted_BY,
+            target_BY=(batch.target_BY - self.target_mean_Y) / self.target_sd_Y,
         )
 
 

@@ -78,19 +78,10 @@ class SupervisedCMR(Supervised):
     ) -> Embeddings:  # predictions and targets, standardised; embeddings of width 0
         "Predict the phenotypes of every participant."
         cmr_BD = self.features(self, batch)
-        none_BE = cmr_BD[:, :0]
-        ecg_BD = none_BE if self.training else self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)[1]
-        return Embeddings(
-            ecg_BE=none_BE,
-            cmr_BE=none_BE,
-            ecg_BQE=none_BE[:, None],
-            cmr_BQE=none_BE[:, None],
-            is_valid_BQ=torch.zeros_like(batch.lead_ok_BL[:, :1]),
-            ecg_BD=ecg_BD,
-            cmr_BD=cmr_BD,
-            predicted_BY=self.cmr_head(cmr_BD),
-            target_BY=(batch.target_BY - self.target_mean_Y) / self.target_sd_Y,
-        )
+        ecg_BD = cmr_BD[:, :0]
+        if not self.training:
+            ecg_BD = self.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)[1]
+        return self._predictions(batch, ecg_BD, cmr_BD, self.cmr_head(cmr_BD))
 
 
 # %% ../../nbs/models/57_supervised_cmr.ipynb #daddb6b0

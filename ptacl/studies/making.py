@@ -206,8 +206,8 @@ def trained_cmr_side(
         "Train."
         parts = parts_of(replace(cfg, transfer=""), settings)
         state = _fitted(settings, parts, folder, progress)[1]
-        best = [r["val_loss_targets"] for r in state.log if "val_loss_targets" in r]
-        facts = dict(n_train=len(parts.train), targets=settings.targets, error_of_val=round(best[-1], 4))
+        errors = [r["val_loss_targets"] for r in state.log if "val_loss_targets" in r]
+        facts = dict(n_train=len(parts.train), targets=settings.targets, error_of_val=round(errors[-1], 4))
         return spent(state, settings.log_every) | facts
 
     return folder, made_before(folder, cell.cmr, make)

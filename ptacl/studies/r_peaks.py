@@ -48,8 +48,8 @@ BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")  # symbols of beats in WFDB annotations
 
 def r_peak_scores(
     folder: str | Path,  # WFDB records with annotations (.atr) beside them
-    tolerance_ms: float = 75.0,  # largest distance of a found and an annotated beat, ms
-    minutes: float = 30.0,  # of each record, from its start
+    tolerance_ms: float,  # largest distance of a found and an annotated beat, ms
+    minutes: float,  # of each record, from its start
 ) -> pd.DataFrame:  # detector, record (the last: all), beats, found, sensitivity, ppv
     "Score detectors of R peaks on annotated records."
     annotated = sorted(Path(folder).glob("*.atr"))

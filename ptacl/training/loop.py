@@ -62,7 +62,8 @@ def explain_failure(
 
 def _is_finite(batch: Batch) -> Tensor:
     "Whether all inputs of each participant are finite, (B,)."
-    phase_BF = batch.frame_phase_BF.nan_to_num(nan=0.0)  # of a frame that the scan did not see
+    phase_BF = batch.frame_phase_BF
+    phase_BF = phase_BF.where(~phase_BF.isnan(), 0.0)  # a frame that the scan did not see has none
     inputs = (batch.signal_BLT, batch.cine_BFHW, phase_BF, batch.phase_BT, batch.volume_BQZHW)
     return torch.stack([x.isfinite().flatten(1).all(1) for x in inputs if len(x)]).all(0)
 
