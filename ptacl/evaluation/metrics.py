@@ -191,6 +191,7 @@ METRICS: dict[str, Metric] = {
     "val_recall_at_1_cmr_to_ecg": Metric(None, "", "higher", "Recall at 1, CMR to ECG", "training"),
     "val_median_rank": Metric(None, "rank, 1 = best", "lower", "Median rank, ECG to CMR", "training"),
     "val_phase_error": Metric(None, "cycles", "lower", "Phase error", "training"),
+    "val_effective_rank": Metric(None, "directions", "higher", "Effective rank of ECG features", "training"),
 }
 
 

@@ -170,6 +170,18 @@ class MaskedECG(nn.Module):
         "Errors of rebuilding what is hidden."
         return reconstruction_errors(self.reconstruct(batch))
 
+    def features(
+        self,
+        batch: Batch,  # ECGs of B participants
+    ) -> Tensor:  # of the encoder that is kept, nothing hidden, (B, D)
+        "Pooled features."
+        return self.ecg_encoder(self._scaled(batch), batch.lead_ok_BL)[1]
+
+    def _scaled(self, batch: Batch) -> Tensor:
+        "ECGs in units of each lead's deviation, 0 where a lead is missing."
+        scaled_BLT = (batch.signal_BLT - self.ecg_mean_L[:, None]) / self.ecg_sd_L[:, None]
+        return torch.where(batch.lead_ok_BL[..., None], scaled_BLT, 0.0)
+
     def reconstruct(
         self,
         batch: Batch,  # ECGs of B participants
@@ -178,8 +190,7 @@ class MaskedECG(nn.Module):
         ok_BL = batch.lead_ok_BL
         B = len(ok_BL)
         N = self.ecg_encoder.n_patches
-        scaled_BLT = (batch.signal_BLT - self.ecg_mean_L[:, None]) / self.ecg_sd_L[:, None]
-        scaled_BLT = torch.where(ok_BL[..., None], scaled_BLT, 0.0)
+        scaled_BLT = self._scaled(batch)
         kept_BN = self._kept(batch)
         tokens_BND, pooled_BD = self.ecg_encoder(scaled_BLT, ok_BL, kept_BN)
         seen_BND = self.ecg_encoder.spread_tokens(self.narrow(tokens_BND), kept_BN)
@@ -295,6 +306,16 @@ class MaskedCine(nn.Module):
     ) -> MaskedErrors:  # of each
         "Errors of rebuilding what is hidden."
         return reconstruction_errors(self.reconstruct(batch))
+
+    def features(
+        self,
+        batch: Batch,  # cines of B participants
+    ) -> Tensor:  # of the encoder that is kept, nothing hidden, (B, D)
+        "Pooled features."
+        scaled_BFHW = (batch.cine_BFHW - self.cine_mean) / self.cine_sd
+        return self.cine_encoder(scaled_BFHW, batch.frame_time_BF, is_seen_BF=~batch.frame_phase_BF.isnan())[
+            1
+        ]
 
     def reconstruct(
         self,

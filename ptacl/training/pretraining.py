@@ -44,7 +44,7 @@ from ptacl.models.weights import save_weights
 from ptacl.training.checkpoint import TrainState
 from ptacl.training.distributed import gather
 from ptacl.training.loop import fit
-from ptacl.training.watch import embed_pairs
+from ptacl.training.watch import effective_rank, embed_pairs
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #a55cb802
@@ -81,6 +81,10 @@ class PretrainConfig(Preparation, DataConfig):
     workers: int = 2  # processes that read and prepare the cohort
     log_every: int = 1  # steps between two lines of the log
     eval_every: int = 5  # epochs between two evaluations on the held-out recordings
+    keep_best: str = (
+        ""  # metric of val that chooses the weights: val_loss, val_effective_rank, or empty for the last
+    )
+    patience: int = 0  # evaluations without a better keep_best after which training stops, 0 is never
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
 
     def __post_init__(self) -> None:  # raises BadInput
@@ -210,7 +214,8 @@ def pretrain(
         "Masked loss of held-out recordings."
         errors = masked_errors(model, pairs, cfg, n_batches)
         parts = masked_loss(errors, cfg.correlation_weight)[1]
-        return {f"val_{k}": float(v) for k, v in parts.items()}
+        losses = {f"val_{k}": float(v) for k, v in parts.items()}
+        return losses | dict(val_effective_rank=effective_rank(_some_features(model, pairs, cfg)))
 
     return fit(
         train_settings(cfg),
@@ -223,6 +228,22 @@ def pretrain(
         loss_of=loss_of,
         score=score,
     )
+
+
+_RANKED = 1024  # recordings that the rank is of, some times as many as there are features
+
+
+@torch.no_grad()
+def _some_features(model: torch.nn.Module, pairs: Pairs, cfg: PretrainConfig) -> Tensor:
+    "Features of the first recordings, nothing hidden."
+    masked = next(m for m in model.modules() if isinstance(m, (MaskedECG, MaskedCine)))
+    was_training = masked.training
+    masked.eval()
+    device = next(masked.parameters()).device
+    some = pairs.take(range(min(_RANKED, len(pairs))))
+    rows = [masked.features(batch).float().cpu() for batch in evaluation_batches(some, cfg, device)]
+    masked.train(was_training)
+    return torch.cat(rows)
 
 
 # %% ../../nbs/training/70_pretraining.ipynb #589f813f
