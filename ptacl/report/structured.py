@@ -37,8 +37,20 @@ STRUCTURED: dict[str, StructuredField] = {
 }
 
 # %% ../../nbs/report/20_structured.ipynb #894e9c07
-_TRUTH = re.compile(r"^truth_")
-_CONDITIONS = {"lbbb", "mi", "lvh", "dcm", "rvd", "af", "pvc", "tachycardia", "strain", "diagnosis", "label"}
+_TRUTH_COLUMN = re.compile(r"^truth_")
+_SICK_COLUMNS = {
+    "lbbb",
+    "mi",
+    "lvh",
+    "dcm",
+    "rvd",
+    "af",
+    "pvc",
+    "tachycardia",
+    "strain",
+    "diagnosis",
+    "label",
+}
 
 
 def check_structured(
@@ -50,9 +62,9 @@ def check_structured(
     for column in columns:
         if column not in of_column:
             kind = "a phenotype or another measurement"
-            if _TRUTH.match(column):
+            if _TRUTH_COLUMN.match(column):
                 kind = "the phantom's truth"
-            elif column in _CONDITIONS:
+            elif column in _SICK_COLUMNS:
                 kind = "a condition, which is what a report shall say"
             raise BadInput(
                 "structured data",
