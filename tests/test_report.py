@@ -1,12 +1,19 @@
 """Reports: the parser on sentences written by hand, the grammar read back, metrics against other programs."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import ptacl.report
+from ptacl.phantom.cohort import row_alone
+from ptacl.report.authors import AUTHORS
+from ptacl.report.grammar import fill_slots, write_report
 from ptacl.report.parser import parse_report
-from ptacl.report.schema import FINDINGS
+from ptacl.report.schema import FINDINGS, Finding, Report, report_of
+from ptacl.report.truth import truth_report
 
 HERE = Path(__file__).resolve().parent
 SENTENCES = [
@@ -45,3 +52,92 @@ def test_there_are_enough_sentences():
 @pytest.mark.parametrize("text, items", SENTENCES, ids=[text[:60] for text, _ in SENTENCES])
 def test_sentences_written_by_hand(text, items):
     assert read(text) == expected(items)
+
+
+# ---- the grammar read back
+
+ILL = dict.fromkeys(("lbbb", "mi", "lvh", "dcm", "rvd", "af", "pvc", "tachycardia"), 0.25)
+SEEN = (("ecg", "cine"), ("ecg",), ("cine",))
+
+
+@pytest.fixture(scope="module")
+def truths() -> list[Report]:
+    "Truths of simulated people, half of them ill, some measurements with an interval or in doubt."
+    rng = np.random.default_rng(3)
+    out = []
+    for k in range(300):
+        truth = truth_report(row_alone(k, 11, ILL), int(rng.random() < 0.3))
+        findings = []
+        for f in truth.findings:
+            chance = rng.random()
+            if f.value is not None and chance < 0.3:
+                half = float(rng.integers(2, 15))
+                f = replace(f, interval=(max(f.value - half, 0.0), f.value + half))
+            elif f.value is not None and chance < 0.4:
+                f = Finding(f.name, "uncertain")
+            findings.append(f)
+        out.append(report_of(findings))
+    return out
+
+
+def test_round_trip_of_20000_texts(truths):
+    "What the grammar states is what the parser reads, the held-out author's texts too."
+    rng = np.random.default_rng(4)
+    count = dict.fromkeys(AUTHORS, 0)
+    for i in range(2860):
+        truth = truths[i % len(truths)]
+        recordings = SEEN[int(rng.choice(3, p=[0.6, 0.2, 0.2]))]
+        for author in AUTHORS:
+            draft = write_report(truth, author, rng, recordings)
+            parse = parse_report(fill_slots(draft))
+            assert parse.report.said == draft.stated.said, fill_slots(draft)
+            assert not parse.unparsed and not parse.conflicts, fill_slots(draft)
+            count[author] += 1
+    assert sum(count.values()) >= 20_000 and min(count.values()) >= 2_800
+
+
+def test_texts_differ(truths):
+    "Hardly any two texts of one author are the same, and no digit stands in a draft."
+    rng = np.random.default_rng(5)
+    drafts = [write_report(truth, "consultant", rng) for truth in truths]
+    assert len({d.text for d in drafts}) > 0.95 * len(drafts)
+    assert not any(re.search(r"\d", d.text) for d in drafts)
+
+
+DENIALS = re.compile(r"\b(?:[Nn]o|[Tt]here is no) (?!value)(?=[a-zA-Z])")
+WALLS = ("anterior", "inferior", "lateral")
+
+
+def test_mutations_change_what_is_read(truths):
+    "A dropped denial, another territory and another number are each seen."
+    rng = np.random.default_rng(6)
+    changed = dict(denial=0, territory=0, number=0)
+    for truth in truths:
+        for author in AUTHORS:
+            text = fill_slots(write_report(truth, author, rng))
+            said = parse_report(text).said
+            mutants = {}
+            if DENIALS.search(text):
+                mutants["denial"] = DENIALS.sub("There is ", text, count=1)
+            wall = next((w for w in WALLS if re.search(rf"\b{w}\b(?! leads)", text)), "")
+            if wall:
+                other = WALLS[WALLS.index(wall) - 1]
+                mutants["territory"] = re.sub(rf"\b{wall}\b", other, text)
+            numbers = [m for m in re.finditer(r"\b\d+\b", text) if m[0] != "95"]
+            m = numbers[int(rng.integers(len(numbers)))] if numbers else None
+            if m:
+                mutants["number"] = f"{text[: m.start()]}{int(m[0]) + 7}{text[m.end() :]}"
+            for kind, mutant in mutants.items():
+                assert parse_report(mutant).said != said, (kind, text, mutant)
+                changed[kind] += 1
+    assert min(changed.values()) > 300, changed
+
+
+def test_parser_knows_nothing_of_the_grammar():
+    "Neither the parser nor what it stands on imports authors or grammar, and none holds a frame of theirs."
+    folder = Path(ptacl.report.__file__).parent
+    for name in ("schema", "lexicon", "degrees", "scope", "parser"):
+        source = (folder / f"{name}.py").read_text(encoding="utf-8")
+        assert not re.search(r"report\.(?:authors|grammar)", source), name
+        frames = [x for a in AUTHORS.values() for x in (*a.present, *a.absent, *a.measured) if len(x) > 12]
+        assert not [x for x in frames if x in source]

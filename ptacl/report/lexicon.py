@@ -30,8 +30,8 @@ _EVIDENCE = (
 )
 
 _CONDITION_WORDS: dict[str, str] = {
-    "af": r"(?:atrial fibrillation|a\.? ?fib\b|afib|\baf\b|fibrillating atria|irregularly irregular(?: "
-    r"rhythm)?(?: without p[- ]waves)?)",
+    "af": r"(?:atrial fibrillation|a[.-]? ?fib\b|afib|\baf\b|fibrillating atria|irregularly irregular"
+    r"(?: rhythm)?(?: without p[- ]waves)?)",
     "ectopy": (
         r"(?:(?:premature ventricular|ventricular premature|ventricular ectopic|ventricular extra)"
         r"(?:[- "
@@ -190,11 +190,12 @@ _SCOPE_WORDS: dict[str, str] = {
         rf"(?:(?:no|without|nor|neither|never|lack of|absence of|free of|negative for|rather than"
         rf"|instead of|rules? out|excludes?|excluding|fails? to show|lacks?)"
         rf"(?: (?:any|a|an|the|convincing|clear|definite|obvious|significant|relevant|visible"
-        rf"|electrocardiographic|ecg|current|particular|other|signs?|history|overt)\b){{0,3}}(?: "
+        rf"|electrocardiographic|ecg|current|particular|other|signs?|history|overt)\b(?!-)){{0,3}}(?: "
         rf"{_EVIDENCE} (?:of|for|to suggest))?"
         rf"|(?:does|do|did|is|are|was|were|has|have)(?: ?not|n't)(?: (?:show|have|meet|fulfil"
-        rf"|demonstrate|reveal|suggest|look)\b)?(?: (?:any|a|an|the)\b)?(?: {_EVIDENCE} (?:of|for))?"
-        r"|not(?! only)(?:(?: in| a| an| any)\b)?\b)"
+        rf"|demonstrate|reveal|suggest|look)\b)?(?: (?:any|a|an|the)\b(?!-))?(?: {_EVIDENCE} (?:of"
+        rf"|for))?"
+        r"|not(?! only)(?:(?: in| a| an| any)\b(?!-))?\b)"
     ),
     "doubt": (
         r"(?:possibl[ey]|probabl[ey]|likely|suspected|suspicion (?:of|for)|suspicious (?:of|for)"

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ptacl.report.degrees import MEASURED_IN, SAYS, TAKES, degree_word, registry_unit
+from ptacl.report.degrees import ALL_NORMAL, MEASURED_IN, NEW_PHRASE, SAYS, TAKES, degree_word, registry_unit
 from ptacl.report.lexicon import TERRITORY_WORDS, Token, plain_sentence, tokens_of
 from ptacl.report.schema import FINDINGS, Finding
 
@@ -25,12 +25,6 @@ class _Target:
     degree: bool = False  # has one
     value: bool = False  # has one
     bare: bool = False  # a number follows at once
-
-
-_NEW_PHRASE = re.compile(
-    r"\s*(?:and )?(?:an?|the|there|this|old|known|previous|healed|mild\w*|moderate\w*|severe\w*"
-    r"|marked\w*|with|which|sinus|frequent|occasional|isolated|single)\b"
-)
 
 
 # %% ../../nbs/report/33_scope.ipynb #e1e07004
@@ -49,6 +43,7 @@ class _Reader:
     before_denied: bool = False
     crossed: bool = False  # a comma or "and" since
     loose: tuple[float, str, int] | None = None  # a number that waits: value, unit, where it ends
+    loose_interval: tuple[float, ...] | None = None  # and its interval
     last_value: int | None = None  # of `found`, for an interval
     chamber: str = "lv"
     grade: str = ""  # one that waits for its degree
@@ -101,10 +96,6 @@ class _Reader:
 
 
 # %% ../../nbs/report/33_scope.ipynb #3bd5ef4f
-_ECG_NORMAL = ("af", "tachycardia", "ectopy", "lbbb", "strain")
-_CINE_NORMAL = ("infarct", "lvh", "dcm", "rvd")
-
-
 def _read_trigger(r: _Reader, t: Token) -> None:
     "A word of negation, doubt or affirmation, before or behind what it speaks of."
     if t.kind == "deny" or t.kind == "doubt":
@@ -122,6 +113,8 @@ def _read_trigger(r: _Reader, t: Token) -> None:
         for i in r.unclaimed:
             f = r.found[i]
             r.found[i] = replace(f, presence=presence)
+            if f.name == "tachycardia":  # "sinus tachycardia is absent" says nothing of the rhythm
+                r.found = [replace(x, presence="not_mentioned") if x.name == "af" else x for x in r.found]
         if not r.unclaimed and presence == "uncertain" and t.text == "?" and r.found:
             r.found[-1] = replace(r.found[-1], presence="uncertain")
         for x in r.targets:
@@ -160,7 +153,9 @@ def _read_all_normal(r: _Reader, t: Token) -> None:
         return
     is_ecg = re.search(r"ecg|ekg|electrocardiogram|tracing", t.text)
     is_cine = re.search(r"cmr|cine|mri|magnetic|scan", t.text)
-    names = (_ECG_NORMAL if is_ecg or not is_cine else ()) + (_CINE_NORMAL if is_cine or not is_ecg else ())
+    names = (ALL_NORMAL["ecg"] if is_ecg or not is_cine else ()) + (
+        ALL_NORMAL["cine"] if is_cine or not is_ecg else ()
+    )
     r.weak += [Finding(name, "absent") for name in names]
     r.stop()
 
@@ -211,7 +206,10 @@ def _read_target(r: _Reader, t: Token) -> None:
             r.give(target, r.before, r.before_denied)
         if r.loose and name in MEASURED_IN and MEASURED_IN[name] == r.loose[1] and t.start - r.loose[2] < 25:
             _put_value(r, target, r.loose[0])
+            if r.loose_interval and r.last_value is not None:
+                r.found[r.last_value] = replace(r.found[r.last_value], interval=r.loose_interval)
             r.loose = None
+            r.loose_interval = None
         if name in MEASURED_IN and r.trigger and not r.before:
             r.trigger = r.trigger if name == "lvedv" else ""
 
@@ -327,16 +325,22 @@ def _read_number(r: _Reader, t: Token) -> None:
         r.found[r.last_value] = replace(r.found[r.last_value], interval=t.numbers)
 
 
+def _read_interval(r: _Reader, t: Token) -> None:
+    "An interval belongs to the number before it, or to a measurement that has none."
+    waiting = [x for x in r.targets if not x.value and x.name in MEASURED_IN]
+    if r.loose:
+        r.loose_interval = t.numbers
+        r.loose = (*r.loose[:2], t.end)
+    elif r.last_value is not None:
+        r.found[r.last_value] = replace(r.found[r.last_value], interval=t.numbers)
+    elif waiting:
+        waiting[-1].value = True
+        r.say(Finding(waiting[-1].name, "present", interval=t.numbers))
+
+
 def _read_other(r: _Reader, t: Token) -> None:
-    "Intervals, what could not be measured, and where scopes end."
-    if t.kind == "interval":
-        waiting = [x for x in r.targets if not x.value and x.name in MEASURED_IN]
-        if r.last_value is not None:
-            r.found[r.last_value] = replace(r.found[r.last_value], interval=t.numbers)
-        elif waiting:
-            waiting[-1].value = True
-            r.say(Finding(waiting[-1].name, "present", interval=t.numbers))
-    elif t.kind == "grade_alone":
+    "What could not be measured, and where scopes end."
+    if t.kind == "grade_alone":
         r.grade = t.grade
     elif t.kind == "poor_function":
         name = "rvef" if r.chamber == "rv" else "lvef"
@@ -353,7 +357,8 @@ def _read_other(r: _Reader, t: Token) -> None:
             r.unclaimed = [] if r.trigger else r.unclaimed
     elif t.kind == "comma":
         r.crossed = True
-        if r.trigger and _NEW_PHRASE.match(r.plain, t.end):
+        goes_on = re.search(r"\b(?:or|nor)\b", re.split(";| but ", r.plain[t.end :])[0])
+        if r.trigger and not goes_on and NEW_PHRASE.match(r.plain, t.end):
             r.trigger = ""
 
 
@@ -386,9 +391,8 @@ _TERRITORY_PATTERNS = [(name, re.compile(p)) for name, p in TERRITORY_WORDS.item
 _READERS = {
     **dict.fromkeys(("deny", "doubt", "affirm", "affirmed", "denied", "doubted"), _read_trigger),
     **dict.fromkeys(("sinus", "sinus_fast", "slow_rhythm"), _read_rhythm),
-    **dict.fromkeys(
-        ("interval", "unmeasured", "stop", "link", "comma", "grade_alone", "poor_function"), _read_other
-    ),
+    **dict.fromkeys(("unmeasured", "stop", "link", "comma", "grade_alone", "poor_function"), _read_other),
+    "interval": _read_interval,
     "number": _read_number,
     "all_normal": _read_all_normal,
 }
@@ -429,6 +433,7 @@ def read_sentence(
         doubted = {f.name for f in found if f.presence == "uncertain" and not FINDINGS[f.name].is_measurement}
         is_open = [f.name in doubted and f.presence == "present" for f in found]
         found = [replace(f, presence="uncertain") if x else f for f, x in zip(found, is_open, strict=True)]
+    found = [f for f in found if f.presence != "not_mentioned"]
     places = [] if found else [name for name, p in _TERRITORY_PATTERNS if p.search(plain)]
     return Said(tuple(found), tuple(r.weak), places[0] if places else "")
 
