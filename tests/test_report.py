@@ -1,5 +1,6 @@
 """Reports: the parser on sentences written by hand, the grammar read back, metrics against other programs."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 import ptacl.report
 from ptacl.phantom.cohort import row_alone
 from ptacl.report.authors import AUTHORS
+from ptacl.report.clinical_metrics import clinical_scores
 from ptacl.report.grammar import fill_slots, write_report
 from ptacl.report.parser import parse_report
+from ptacl.report.rows import written_row
 from ptacl.report.schema import FINDINGS, Finding, Report, report_of
+from ptacl.report.text_metrics import bleu, cider_d, meteor, rouge_l
 from ptacl.report.truth import truth_report
 
 HERE = Path(__file__).resolve().parent
@@ -141,3 +145,58 @@ def test_parser_knows_nothing_of_the_grammar():
         assert not re.search(r"report\.(?:authors|grammar)", source), name
         frames = [x for a in AUTHORS.values() for x in (*a.present, *a.absent, *a.measured) if len(x) > 12]
         assert not [x for x in frames if x in source]
+
+
+# ---- scores of words against other programs
+
+
+@pytest.fixture(scope="module")
+def scored() -> dict:
+    "Texts, references and what other programs said of them."
+    return json.loads((HERE / "report_scores.json").read_text(encoding="utf-8"))
+
+
+def test_scores_equal_those_of_coco_and_nltk(scored):
+    "The constants were made once by the programs that the file names."
+    texts = [t.split() for t in scored["texts"]]
+    refs = [[r.split() for r in of] for of in scored["refs"]]
+    wanted = scored["scores"]
+    assert bleu(texts, refs) == pytest.approx(wanted["bleu"], abs=1e-9)
+    assert bleu(texts, refs)[3] == pytest.approx(wanted["sacrebleu4"], abs=1e-9)
+    assert rouge_l(texts, refs) == pytest.approx(wanted["rouge"], abs=1e-12)
+    assert cider_d(texts, refs) == pytest.approx(wanted["cider"], abs=1e-12)
+    assert meteor(texts, refs) == pytest.approx(wanted["meteor"], abs=1e-9)
+
+
+def test_bleu_is_sacrebleus(scored):
+    "The same on the spot, where it is installed."
+    sacrebleu = pytest.importorskip("sacrebleu")
+    refs = [list(of) for of in zip(*scored["refs"], strict=True)]
+    theirs = sacrebleu.corpus_bleu(scored["texts"], refs, tokenize="none", force=True, smooth_method="none")
+    mine = bleu([t.split() for t in scored["texts"]], [[r.split() for r in of] for of in scored["refs"]])
+    assert mine[3] == pytest.approx(theirs.score / 100, abs=1e-9)
+
+
+def test_meteor_is_nltks_without_wordnet(scored):
+    "The same on the spot, where it is installed."
+    meteor_score = pytest.importorskip("nltk.translate.meteor_score").meteor_score
+
+    class NoSynonyms:
+        def synsets(self, word):
+            return []
+
+    texts = [t.split() for t in scored["texts"]]
+    refs = [[r.split() for r in of] for of in scored["refs"]]
+    theirs = [meteor_score(of, t, wordnet=NoSynonyms()) for t, of in zip(texts, refs, strict=True)]
+    assert meteor(texts, refs) == pytest.approx(np.mean(theirs), abs=1e-9)
+
+
+def test_random_and_shuffled_reports_are_at_chance(truths):
+    "Reports of others say no more of a person than the share of the ill does; the right ones say all."
+    texts = written_row(truths, seed=1)
+    right = clinical_scores([parse_report(t) for t in texts], truths)
+    shuffled = clinical_scores([parse_report(t) for t in texts[1:] + texts[:1]], truths)
+    assert right["macro_f1"] == 1 and right["numbers_within"] == 1 and right["contradictions"] == 0
+    share = np.mean([f.presence == "present" for t in truths for f in t.findings if not f.unit])
+    assert shuffled["macro_f1"] < share + 0.1
+    assert abs(shuffled["normal_bias"]) < 0.01  # it reports as many, of the wrong people

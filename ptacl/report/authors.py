@@ -124,7 +124,7 @@ class Author:
 _FROM_ECG = ("rhythm", "conduction", "left ventricle", "right ventricle")
 _FROM_HEART = ("left ventricle", "right ventricle", "rhythm", "conduction")
 
-AUTHORS: dict[str, Author] = {
+_FIRST_AUTHORS: dict[str, Author] = {
     "registrar": Author(
         nouns="long",
         order=_FROM_ECG,
@@ -195,6 +195,10 @@ AUTHORS: dict[str, Author] = {
         omits=0.2,
         impression="In summary, ",
     ),
+}
+
+# %% ../../nbs/report/40_authors.ipynb #64c46a45
+_LAST_AUTHORS: dict[str, Author] = {
     "cautious": Author(
         nouns="long",
         order=_FROM_HEART,
@@ -255,3 +259,4 @@ AUTHORS: dict[str, Author] = {
         held_out=True,
     ),
 }
+AUTHORS: dict[str, Author] = {**_FIRST_AUTHORS, **_LAST_AUTHORS}

@@ -104,15 +104,11 @@ def _write_rhythm(pen: _Pen, planned: dict[str, Finding]) -> None:
     fast = planned.get("tachycardia")
     is_fast = fast is not None and fast.presence == "present"
     said = replace(rate, severity="") if rate and rate.value is not None else None
-    frames = None
-    if af and af.presence == "present" and said:
-        frames, stated = pen.a.fibrillating, [af, said]
-    elif af and af.presence == "absent" and said:
-        frames, stated = (pen.a.fast, [af, fast, said]) if is_fast else (pen.a.sinus, [af, said])
-    if frames:
-        if is_fast:
-            del planned["tachycardia"]
-        pen.write(pen.one(frames), stated, v="<rate>")
+    frames = dict(present=pen.a.fibrillating, absent=pen.a.fast if is_fast else pen.a.sinus)
+    if af and said and af.presence in frames:
+        is_one = is_fast and af.presence == "absent"
+        stated = [af, planned.pop("tachycardia"), said] if is_one else [af, said]
+        pen.write(pen.one(frames[af.presence]), stated, v="<rate>")
         return
     if af:
         _write_condition(pen, af)
@@ -130,7 +126,11 @@ def _write_list(pen: _Pen, findings: list[Finding]) -> None:
     "Several conditions that are not there, in one sentence."
     frame = pen.one(pen.a.lists)
     words = [pen.noun(f) for f in findings]
-    last = " and " if "are absent" in frame else " nor " if "neither" in frame else " or "
+    last = " or "
+    if "are absent" in frame:
+        last = " and "
+    elif "neither" in frame:
+        last = " nor "
     comma = " nor " if "neither" in frame else ", "
     pen.write(frame, findings, xs=comma.join(words[:-1]) + last + words[-1])
 
@@ -176,13 +176,13 @@ def _write_body(pen: _Pen, planned: dict[str, Finding]) -> None:
 
 
 # %% ../../nbs/report/43_grammar.ipynb #98e00957
-_OF_ECG = ("af", "tachycardia", "ectopy", "lbbb", "strain")
-_OF_CINE = ("infarct", "lvh", "dcm", "rvd")
+_CLOSED_ECG = ("af", "tachycardia", "ectopy", "lbbb", "strain")
+_CLOSED_CINE = ("infarct", "lvh", "dcm", "rvd")
 
 
 def _write_close(pen: _Pen, truth: Report, recordings: Sequence[str]) -> None:
     "Otherwise normal ECG, if that is so."
-    for name, of in (("ecg", _OF_ECG), ("cine", _OF_CINE)):
+    for name, of in (("ecg", _CLOSED_ECG), ("cine", _CLOSED_CINE)):
         silent = [truth[n] for n in of if n not in pen.stated]
         is_true = name in recordings and silent and all(f.presence == "absent" for f in silent)
         if is_true and pen.rng.random() < pen.a.closes:
