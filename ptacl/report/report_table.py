@@ -96,9 +96,8 @@ class ReportTable:
 # %% ../../nbs/report/70_report_table.ipynb #39f246cf
 def make_report_table(
     source: str | Path,  # the folder, for messages
-    studies: Iterable[
-        Mapping[str, object]
-    ],  # with the columns of `REPORT_TABLE` but the language, and `file`
+    # with the columns of `REPORT_TABLE` but the language, with `file`, and `problem` where there is one
+    studies: Iterable[Mapping[str, object]],
     language: str = "",  # of all of them; "" = detect each
 ) -> ReportTable:  # or an error where a language is neither declared nor detected
     "Make the table: texts that say nothing are left out, names are unique, every language is known."

@@ -81,6 +81,8 @@ def _mimic_sections(text: str) -> dict[str, str]:
     "Heading -> text."
     marks = list(_HEADING.finditer(text))
     ends = [m.start() for m in marks[1:]] + [len(text)]
+    if not marks:
+        return {}
     parts = {m[1].strip(): " ".join(text[m.end() : end].split()) for m, end in zip(marks, ends, strict=True)}
     return {k: v for k, v in parts.items() if v}
 
