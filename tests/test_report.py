@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 import ptacl.report
-from ptacl.phantom.cohort import row_alone
+from ptacl.base.core import BadInput
+from ptacl.phantom.cohort import describe_columns, row_alone
 from ptacl.report.authors import AUTHORS
 from ptacl.report.clinical_metrics import clinical_scores
 from ptacl.report.grammar import fill_slots, write_report
 from ptacl.report.parser import parse_report
 from ptacl.report.rows import written_row
 from ptacl.report.schema import FINDINGS, Finding, Report, report_of
+from ptacl.report.structured import STRUCTURED, check_structured
 from ptacl.report.text_metrics import bleu, cider_d, meteor, rouge_l
-from ptacl.report.truth import truth_report
+from ptacl.report.truth import ectopic_beats, truth_report
 
 HERE = Path(__file__).resolve().parent
 SENTENCES = [
@@ -200,3 +202,56 @@ def test_random_and_shuffled_reports_are_at_chance(truths):
     share = np.mean([f.presence == "present" for t in truths for f in t.findings if not f.unit])
     assert shuffled["macro_f1"] < share + 0.1
     assert abs(shuffled["normal_bias"]) < 0.01  # it reports as many, of the wrong people
+
+
+# ---- any text
+
+
+def test_any_text_is_read_or_counted():
+    "Words in any order make no error, and each sentence is read or counted as unread."
+    words = "no not possible LBBB infarct , . ; ( ) 58 % between and to 95 interval LVEF RV LV dilated"
+    words += " neither nor ? - : = mildly normal size function with cannot be excluded \n ECG otherwise sinus tachycardia"
+    words += " respectively mL/m2 s \u2013 \ud7ff µ < <lvef> a without inferior EF 0.5"
+    words = words.split(" ")
+    rng = np.random.default_rng(7)
+    for _ in range(2_000):
+        text = " ".join(rng.choice(words, size=int(rng.integers(0, 30))))
+        parse = parse_report(text)
+        assert len(parse.unparsed) <= len(parse.report.sentences)
+        assert all(f.value is None or np.isfinite(f.value) for f in parse.report.findings)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "piece",
+    ["no ", "95 % interval ", "(", "9", "cannot really ", "mild to ", ". ", " ", "\n", "no any a an "],
+)
+def test_long_texts_take_no_time(piece):
+    "What a model without end may write: a hundred thousand characters of the same."
+    text = piece * (100_000 // len(piece))
+    assert parse_report(text).report.mentioned == ()
+    assert parse_report(f"LBBB.\n{text}").report["lbbb"].presence == "present"
+
+
+def test_whitelist_of_structured_data():
+    "No phenotype, condition or truth of the phantom's table may be told to a model."
+    allowed = {c for field in STRUCTURED.values() for c in field.columns}
+    assert allowed == {
+        *("sex", "age", "height_cm", "height", "weight_kg", "weight", "heart_rate_bpm", "heart_rate_ecg_bpm")
+    }
+    refused = describe_columns().keys() - allowed
+    assert {"lvef", "lvm_g", "lbbb", "mi", "truth_qrs_ms", "bsa_m2", "heart_rate_scan_bpm"} <= refused
+    for column in [*refused, "split", "diagnosis", "truth_anything"]:
+        with pytest.raises(BadInput, match="may be told to a model"):
+            check_structured([column])
+
+
+def test_ectopy_is_that_of_the_window():
+    "The label of the strip is wrong for a part of the windows; the truth of the report follows the window."
+    ill = {"pvc": 1.0, "af": 0.0}
+    inside = [ectopic_beats(k, 3, prevalence=ill) for k in range(150)]
+    later = [ectopic_beats(k, 3, start_s=5.0, prevalence=ill) for k in range(150)]
+    assert 0.1 < np.mean(np.array(inside) == 0) < 0.3
+    row = row_alone(int(np.argmin(inside)), 3, ill)
+    assert row["pvc"] == 1 and truth_report(row, min(inside))["ectopy"].presence == "absent"
+    assert max(np.add(inside, later)) <= 2

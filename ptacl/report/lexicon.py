@@ -85,9 +85,9 @@ _MEASURE_WORDS: dict[str, str] = {
         rf"(?:\blvef\b|(?:global |overall )?{_LV} ?(?:global )?(?:ef\b|ejection fraction|(?:systolic "
         rf"|pump )?(?:function|contract(?:ility|ion)))"
         rf"|ejection fraction(?: of the {_LV})?|\bef\b|(?:global |overall )?systolic (?:lv |left "
-        rf"ventricular )?function|pump function)"
+        rf"ventricular )function)"
     ),
-    "function": r"(?:function|contractility)\b",
+    "function": r"(?:(?:global|overall) )?(?:systolic |pump )?(?:function|contractility)\b",
     "rv_size": rf"(?:\brv ?edv\b|{_RV}(?: cavity)? (?:size|dimensions?|volumes?)|{_RV} end[- "
     rf"]diastolic "
     rf"volume|(?:size|volume) of the {_RV})",
@@ -152,7 +152,7 @@ _SCOPE_WORDS: dict[str, str] = {
         r"(?:otherwise |entirely |completely |essentially )?(?:normal|unremarkable|within normal "
         r"limits)"
         r"|otherwise (?:normal|unremarkable|nil of note)|no (?:other |further |additional |relevant "
-        r"|significant )*(?:abnormalit(?:y|ies)|pathology)"
+        r"|significant )*(?:abnormalit(?:y|ies)|pathology|(?:pathological|abnormal) findings?)"
         r"(?: (?:is |was "
         r"|are )?" + _SEEN + r")?(?: (?:on|in) (?:the )?(?P<what3>ecg|ekg|cmr|cine|mri|scan))?|nothing "
         r"else (?:abnormal|of note))"
@@ -171,8 +171,8 @@ _SCOPE_WORDS: dict[str, str] = {
         rf"(?:(?:may|might|could) be {_SEEN}|"
         r"(?:(?:cannot|can ?not|could not|can't) be (?:\w+ly )?(?:excluded|ruled out|confirmed)|(?:is "
         r"|are |was )?not (?:\w+ly )?(?:excluded|ruled out)"
-        r"|(?:is|are|was) (?:\w+ly )?(?:possible|suspected|probable|likely|questionable|uncertain"
-        r"|doubtful|equivocal)|\?))"
+        r"|(?:is|are|was|remains?) (?:\w+ly )?(?:possible|suspected|probable|likely|questionable"
+        r"|uncertain|doubtful|equivocal)|\?))"
     ),
     "denied": (
         rf"(?:(?:is|are|was|were|has|have|could|can)(?: ?not|n't)(?: (?:be|been))?(?: (?:clearly"
@@ -378,7 +378,7 @@ def tokens_of(
         elif kind == "number":
             numbers = tuple(float(x) for x in (m["first"], m["second"]) if x)
             unit = (m["unit"] or "").strip()
-            joined = not m["compare"] and bool(_JOINED.search(plain[: m.start()]))
+            joined = not m["compare"] and bool(_JOINED.search(plain[max(0, m.start() - 20) : m.start()]))
             if m["compare"]:
                 numbers = ()
         tokens.append(Token(kind.replace("__", ":"), m.start(), m.end(), m[0], grade, numbers, unit, joined))

@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass, replace
 
 from ptacl.report.schema import FINDINGS, Finding, Report, report_of
-from ptacl.report.scope import read_sentence
+from ptacl.report.scope import Said, read_sentence
 
 # %% ../../nbs/report/36_parser.ipynb #41da609c
 _SENTENCE_ENDS = re.compile(
     r"(?<=[.!?])(?<!\bapprox\.)(?<!\bca\.)(?<!\bno\.)(?<!\bDr\.)(?<!\be\.g\.)"
-    r"(?<!\bi\.e\.)(?<!\bvs\.)\s+(?=\S)|\s*\n\s*"
+    r"(?<!\bi\.e\.)(?<!\bvs\.)\s(?=\S)|\n"
 )
 
 
@@ -23,6 +23,7 @@ def split_sentences(
     text: str,  # a report
 ) -> tuple[str, ...]:  # without blanks around, none empty
     "The sentences of a text."
+    text = re.sub(r"[^\S\n]+", " ", text)
     return tuple(s.strip() for s in _SENTENCE_ENDS.split(text) if s and s.strip(" .-*"))
 
 
@@ -48,6 +49,7 @@ _IMPRESSION = re.compile(
     r":,-]*",
     re.I,
 )
+_LONGEST_SENTENCE = 2_000  # characters; what is longer is no sentence, and counts as unread
 _SPEAKS_OF_BEFORE = re.compile(r"^(?:it|this|the|its|location|territory|site)\b", re.I)
 
 
@@ -88,7 +90,7 @@ def parse_report(
             impression.append(body)
         if not body.strip(" .:"):
             continue
-        read = read_sentence(body)
+        read = read_sentence(body) if len(body) <= _LONGEST_SENTENCE else Said(())
         for f in read.found:
             said[f.name].append(replace(f, sentence=i))
         weak |= {f.name: replace(f, sentence=i) for f in read.weak if f.name not in weak}
