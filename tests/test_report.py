@@ -210,8 +210,8 @@ def test_random_and_shuffled_reports_are_at_chance(truths):
 def test_any_text_is_read_or_counted():
     "Words in any order make no error, and each sentence is read or counted as unread."
     words = (
-        "no not possible LBBB infarct , . ; ( ) 58 % between and to 95 interval LVEF RV LV dilated neither nor"
-        " ? - : = mildly normal size function with cannot be excluded \n ECG otherwise sinus"
+        "no not LBBB infarct , . ; ( ) 58 % between and to 95 interval LVEF RV LV neither nor dilated"
+        " possible ? - : = mildly normal size function with cannot be excluded \n ECG otherwise sinus"
         " tachycardia respectively mL/m2 s \u2013 \ud7ff µ < <lvef> a without inferior EF 0.5"
     )
     words = words.split(" ")
