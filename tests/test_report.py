@@ -98,6 +98,7 @@ def test_round_trip_of_20000_texts(truths):
             parse = parse_report(fill_slots(draft))
             assert parse.report.said == draft.stated.said, fill_slots(draft)
             assert not parse.unparsed and not parse.conflicts, fill_slots(draft)
+            assert parse.report.findings == draft.stated.findings, fill_slots(draft)  # and where it stands
             count[author] += 1
     assert sum(count.values()) >= 20_000 and min(count.values()) >= 2_800
 

@@ -186,9 +186,10 @@ def severity_word(
     kind = entry_of(FINDINGS, name, "finding")
     if not kind.is_measurement:
         raise BadInput(name, "is no measurement", "Only measurements have words of degree for a value")
-    words = {
-        [word for start, word in of if value >= start][-1] for s, of in kind.levels.items() if s in (sex or s)
-    }
+    if sex not in ("", *kind.levels):
+        raise BadInput("sex", f"is {sex!r}", "Give M, F, or nothing where it is not known")
+    levels = [kind.levels[sex]] if sex else kind.levels.values()
+    words = {[word for start, word in of if value >= start][-1] for of in levels}
     return words.pop() if len(words) == 1 else ""
 
 

@@ -71,6 +71,8 @@ def check_structured(
                 f"{column!r} is {kind}",
                 f"Only {', '.join(STRUCTURED)} may be told to a model",
             )
+        if of_column[column] in fields:
+            raise BadInput("structured data", f"{of_column[column]} is given twice", "Give each field once")
         fields.append(of_column[column])
     return fields
 
