@@ -30,8 +30,11 @@ USES = {
     "evaluation": ("base", "losses", "data", "models"),
     "training": ("base", "losses", "data", "models", "evaluation"),
     "use": ("base", "data", "models", "evaluation"),
+    "report": ("base", "data", "phantom", "models", "evaluation", "use"),
     "plots": ("base", "data", "models", "evaluation"),
-    "studies": ("base", "losses", "data", "phantom", "models", "evaluation", "training", "use", "plots"),
+    "studies": (
+        *("base", "losses", "data", "phantom", "models", "evaluation", "training", "use", "report", "plots"),
+    ),
     "docs": ("base",),
 }
 MAX_EXPORT_LINES = 90

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "Finding",
+    "Evidence",
     "findings_table",
     "rank_finding",
     "batch_losses",
@@ -38,7 +38,7 @@ from ptacl.models.system import Embeddings
 
 # %% ../../nbs/evaluation/35_verdict.ipynb #bfe71ad1
 @dataclass(frozen=True)
-class Finding:
+class Evidence:
     "One number of a run, what it would be without learning, and whether less or more is better."
 
     question: str  # what it answers, a few words
@@ -87,7 +87,7 @@ def _digits(x: float) -> str:
 
 # %% ../../nbs/evaluation/35_verdict.ipynb #4310c4b7
 def findings_table(
-    findings: Sequence[Finding],  # of one run
+    findings: Sequence[Evidence],  # of one run
 ) -> pd.DataFrame:  # question, value, low, high, chance, better, unit, verdict
     "Findings side by side."
     names = ["question", "value", "low", "high", "chance", "better", "unit", "verdict"]
@@ -100,13 +100,13 @@ def rank_finding(
     *,
     n_boot: int = 1000,  # bootstrap resamples of the participants
     seed: int = 0,  # of the bootstrap
-) -> Finding:  # median rank of the own CMR over the size of the gallery
+) -> Evidence:  # median rank of the own CMR over the size of the gallery
     "Rank of the own heart."
     rank_B = ranks(z.ecg_BE, z.cmr_BE)
     n = len(rank_B)
     ci = bootstrap_ci(rank_B / n, lambda x: np.median(x, axis=1), n_boot=n_boot, seed=seed)
     more = f"That is place {np.median(rank_B):.0f} of {n} for half of the people, or nearer."
-    return Finding(
+    return Evidence(
         "Median rank of the own heart, share of the gallery",
         "rank",
         *map(float, ci),
@@ -142,13 +142,13 @@ def global_loss_finding(
     *,
     n_boot: int = 1000,  # bootstrap resamples of the participants
     seed: int = 0,  # of the bootstrap
-) -> Finding:  # nats
+) -> Evidence:  # nats
     "Held-out global loss."
     loss_B = batch_losses(z, temperature, batch_size)
     size = min(batch_size, len(z.ecg_BE))
     ci = bootstrap_ci(loss_B, lambda x: x.mean(axis=1), n_boot=n_boot, seed=seed)
     more = f"In batches of {size}; ln({size}) is the loss of a model that cannot tell participants apart."
-    return Finding(
+    return Evidence(
         "Held-out global loss", "global loss", *map(float, ci), math.log(size), "lower", "nats", more
     )
 
@@ -161,7 +161,7 @@ def local_loss_finding(
     *,
     n_boot: int = 1000,  # bootstrap resamples of the participants
     seed: int = 0,  # of the bootstrap
-) -> Finding:  # nats, less the logarithm of the number of bins
+) -> Evidence:  # nats, less the logarithm of the number of bins
     "Held-out local loss."
     some_B = z.is_valid_BQ.sum(1) >= 2
     rows = torch.nonzero(some_B).flatten().split(1)
@@ -171,7 +171,7 @@ def local_loss_finding(
     ci = bootstrap_ci(np.array(losses) - bins_B, lambda x: x.mean(axis=1), n_boot=n_boot, seed=seed)
     mean_bins = float(np.exp(bins_B.mean()))
     more = f"The loss itself is {np.mean(losses):.2f}, with {mean_bins:.0f} bins (ln {bins_B.mean():.2f})."
-    return Finding(
+    return Evidence(
         "Held-out local loss less ln(bins)",
         "local loss less ln(bins)",
         *map(float, ci),
@@ -188,7 +188,7 @@ def phase_finding(
     *,
     n_boot: int = 1000,  # bootstrap resamples of the participants
     seed: int = 0,  # of the bootstrap
-) -> Finding:  # cycles
+) -> Evidence:  # cycles
     "Distance between an ECG bin and its most similar CMR bin."
     some_B = z.is_valid_BQ.any(1)
     Q = z.ecg_BQE.shape[1]
@@ -200,7 +200,7 @@ def phase_finding(
     error_B = (distance_BQ * weight_BQ).sum(1) / weight_BQ.sum(1)
     ci = bootstrap_ci(error_B, lambda x: x.mean(axis=1), n_boot=n_boot, seed=seed)
     more = f"A bin is {1 / Q:.2f} cycles wide."
-    return Finding(
+    return Evidence(
         "Phase error: from an ECG bin to its most similar CMR bin",
         "phase error",
         *map(float, ci),
@@ -229,7 +229,7 @@ def phenotype_findings(
     ceiling: float = math.nan,  # mean R2 of a perfect reader of the ECG; NaN = unknown, as with real people
     n_boot: int = 1000,  # bootstrap resamples of the participants
     seed: int = 0,  # of the bootstrap
-) -> list[Finding]:  # mean R2, and how much it is above the untrained encoder's
+) -> list[Evidence]:  # mean R2, and how much it is above the untrained encoder's
     "What the frozen features know of phenotypes."
     known = truth.notna().all(axis=1).to_numpy()
     if known.sum() < 3:
@@ -242,10 +242,10 @@ def phenotype_findings(
     gain = bootstrap_ci(np.concatenate(both, axis=2), _gain, **how)
     share = _share_of(ours, ceiling)
     return [
-        Finding(
+        Evidence(
             f"Mean R2 from the ECG alone ({names})", "mean R2", *map(float, ours), 0.0, "higher", "", share
         ),
-        Finding(
+        Evidence(
             "The same less that of the untrained encoder",
             "above untrained",
             *map(float, gain),
@@ -272,7 +272,7 @@ def _share_of(ours: Interval, ceiling: float) -> str:
 
 # %% ../../nbs/evaluation/35_verdict.ipynb #d4ce030a
 def verdict_text(
-    findings: Sequence[Finding],  # of one run
+    findings: Sequence[Evidence],  # of one run
 ) -> str:  # Markdown
     "What was learned and what was not, in sentences."
     by_verdict = {}
@@ -286,7 +286,7 @@ def verdict_text(
 
 # %% ../../nbs/evaluation/35_verdict.ipynb #1b72b20f
 def one_line(
-    findings: Sequence[Finding],  # of one run
+    findings: Sequence[Evidence],  # of one run
 ) -> str:  # Markdown
     "The findings in one line."
     parts = [

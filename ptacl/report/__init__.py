@@ -1,0 +1,1 @@
+"Reports: findings, truth, grammar, parser, metrics, baselines and other people's reports."
