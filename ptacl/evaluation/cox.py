@@ -119,7 +119,7 @@ class CoxModel:
         return -np.expm1(-until * np.exp(self.risk(x_BK)))
 
 
-# %% ../../nbs/evaluation/52_cox.ipynb #472e55f7
+# %% ../../nbs/evaluation/52_cox.ipynb #ad968e94
 def _chosen_penalty(
     z_BK: np.ndarray,
     time_B: np.ndarray,
@@ -151,9 +151,9 @@ def _chosen_penalty(
 
 
 def _newton(
-    z_BK: np.ndarray, time_B: np.ndarray, event_B: np.ndarray, penalty_K: np.ndarray
+    z_BK: np.ndarray, time_B: np.ndarray, event_B: np.ndarray, penalty_K: np.ndarray, precision: float = 1e-7
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    "Coefficients, and times and cumulative hazard at zero, by lifelines."
+    "Coefficients, and times and cumulative hazard at zero, by lifelines, whose own precision is 1e-7."
     from lifelines import CoxPHFitter
     from lifelines.exceptions import ConvergenceError
 
@@ -164,7 +164,7 @@ def _newton(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of columns that nearly tell the events, which the penalty holds
-            fitter.fit(table, "time", "event")
+            fitter.fit(table, "time", "event", fit_options=dict(precision=precision))
     except (ConvergenceError, np.linalg.LinAlgError) as e:
         problem = "the fit does not end: columns tell each other or the events exactly"
         raise BadInput("features", problem, "Leave out columns that follow from others") from e
@@ -174,7 +174,7 @@ def _newton(
     return fitter.params_.to_numpy(), (hazard.index.to_numpy(float), at_zero)
 
 
-# %% ../../nbs/evaluation/52_cox.ipynb #b5c3d1f6
+# %% ../../nbs/evaluation/52_cox.ipynb #a0603f03
 COX_PENALTIES = (
     1000.0,
     300.0,
@@ -185,7 +185,9 @@ COX_PENALTIES = (
     1.0,
     0.3,
     0.1,
-)  # candidates per event, from the strongest
+    0.03,
+    0.01,
+)  # per event, strongest first
 
 
 def fit_cox(
@@ -220,7 +222,7 @@ def fit_cox(
     best = penalties[0]
     if len(penalties) > 1 and not free_K.all():
         best = _chosen_penalty(z_BK, time_B, event_B, free_K, penalties, n_folds, seed)
-    coef, (times, hazard) = _newton(z_BK, time_B, event_B, np.where(free_K, 0.0, best))
+    coef, (times, hazard) = _newton(z_BK, time_B, event_B, np.where(free_K, 0.0, best), 1e-11)
     coef_K = np.zeros(len(mean_K))
     coef_K[varies_K] = coef
     return CoxModel(mean_K, scale_K, coef_K, float(best), times, hazard)
