@@ -73,9 +73,8 @@ def _c_of_known(people_N3: np.ndarray) -> float:
 def outcome_table(
     scores: pd.DataFrame,  # of `score_cells`
     differences: pd.DataFrame,  # of `score_cells`; may be empty
-) -> (
-    pd.DataFrame
-):  # outcome, method, title, n, seeds, value, low, high, less (C below the reference), its ends, p
+    # outcome, method, title, n, seeds, value, low, high, less (C below the reference), its ends, p
+) -> pd.DataFrame:
     "C of every method and outcome, beside how much the reference is better."
     table = scores[scores.task == "outcomes"] if "task" in scores else scores[:0]
     table = table[["metric", "method", "title", "n", "seeds", "value", "low", "high"]]

@@ -220,6 +220,7 @@ def _mean_and_each(
     )
 
 
+# %% ../../nbs/studies/45_comparison_tables.ipynb #b9a4e67a
 def _column(name: str, table: pd.DataFrame) -> np.ndarray | None:
     "A column of a cell's table, where it has it."
     return table[name].to_numpy(float) if name in table else None

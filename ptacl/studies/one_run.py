@@ -44,9 +44,7 @@ class EvaluateConfig(Parameters):
     out: str = ""  # folder for the tables, or empty for none
     phenotypes: str = ""  # columns to predict, separated by commas, or empty for all numbers with a unit
     conditions: str = ""  # columns of 0 and 1 to predict, separated by commas, or empty for all there are
-    outcomes: str = (
-        ""  # outcomes to score, time:event columns or names, separated by commas, or empty for none
-    )
+    outcomes: str = ""  # outcomes to score, names or columns time:event, with commas, or empty for none
     base: str = "age,sex,bmi,heart_rate_ecg_bpm"  # columns of the model that outcomes gain over
     horizon_y: float = 5.0  # years, of the AUC, calibration and reclassification of outcomes
     recordings: str = ""  # folder of other people's ECGs to embed beside, or empty for none

@@ -71,16 +71,17 @@ class PhantomOutcomesConfig(Parameters):
         )
 
 
-# %% ../../nbs/studies/90_phantom_outcomes.ipynb #f1c9008d
-_AT_ONCE = 500  # ECGs in memory
-
-
+# %% ../../nbs/studies/90_phantom_outcomes.ipynb #37c348a7
 class EmbeddedPeople(NamedTuple):
     "Simulated people with the embedding of their ECG."
 
     table: pd.DataFrame  # rows of participants.tsv with outcomes
     latents: pd.DataFrame  # the fields of `Latents`
     features_BD: np.ndarray  # of the ECG encoder, (B, D)
+
+
+# %% ../../nbs/studies/90_phantom_outcomes.ipynb #f1c9008d
+_ECGS_AT_ONCE = 500  # ECGs in memory
 
 
 def embedded_people(
@@ -94,10 +95,10 @@ def embedded_people(
     rows = []
     latents = []
     features = []
-    starts = range(0, cfg.n, _AT_ONCE)
+    starts = range(0, cfg.n, _ECGS_AT_ONCE)
     for start in tqdm(starts, desc="simulating", unit="500 people", disable=not progress):
         ecgs = []
-        for k in range(start, min(start + _AT_ONCE, cfg.n)):
+        for k in range(start, min(start + _ECGS_AT_ONCE, cfg.n)):
             lat = draw_latents(k, cfg.seed)
             ecgs.append(simulate_ecg(lat, participant_rng(k, cfg.seed, "ecg"), 10.0)[0])
             rows.append(participant_row(lat, simulated_id(k)))
@@ -125,18 +126,19 @@ def outcome_halves(
     return tuple(parts)
 
 
-# %% ../../nbs/studies/90_phantom_outcomes.ipynb #d662075e
-TRUTH = "true risk"
-READER = "base + ECG's quantities"
-_TITLES = {FEATURES: "embedding", BOTH: "base + embedding"}
-
-
+# %% ../../nbs/studies/90_phantom_outcomes.ipynb #fcbaa234
 class ScoredOutcome(NamedTuple):
     "What the experiment shows of one outcome."
 
     probe: RiskProbe  # of the embedding
     scores: pd.DataFrame  # of `score_risks`, all models, the reader and the truth
     gain: pd.DataFrame  # of `gain_over_base`, the embedding
+
+
+# %% ../../nbs/studies/90_phantom_outcomes.ipynb #d662075e
+TRUTH = "true risk"
+READER = "base + ECG's quantities"
+_TITLES = {FEATURES: "embedding", BOTH: "base + embedding"}
 
 
 def score_outcome(
