@@ -26,6 +26,7 @@ BY_PAPERMILL = (
     "validate",
     "evaluate",
     "explore",
+    "outcomes",
 )
 
 
@@ -79,6 +80,11 @@ SMALLEST = {
         dict(n=12, n_latents=400, workers=1),
         0,
         ("heart within 15 mm", "published figures hold", "no folder of real recordings was given"),
+    ),
+    "outcomes.ipynb": (
+        dict(n=1600, outcomes="death", n_boot=20),
+        3,
+        ("events", "likelihood ratio", "minutes of CPU"),
     ),
     "evaluate.ipynb": (
         dict(n_boot=50, phenotypes="lvef,lvedv_ml"),

@@ -20,6 +20,7 @@ from ptacl.plots.explorer import ExploreConfig
 from ptacl.studies.comparison import CompareConfig, cells_of
 from ptacl.studies.launch import run_notebook
 from ptacl.studies.one_run import EvaluateConfig
+from ptacl.studies.phantom_outcomes import PhantomOutcomesConfig
 from ptacl.studies.speed import BenchmarkConfig
 from ptacl.training.pretraining import PretrainConfig
 
@@ -33,6 +34,7 @@ EXPERIMENTS = dict(
     compare=CompareConfig,
     evaluate=EvaluateConfig,
     explore=ExploreConfig,
+    outcomes=PhantomOutcomesConfig,
 )
 RECIPES = dict(
     thousand_pretrain=PretrainConfig,

@@ -35,6 +35,7 @@ from ptacl.data.table import (
     MODALITIES,
     REPORT_COLUMNS,
     SPLITS,
+    outcome_columns,
     people_of,
     read_descriptions,
     read_participants,
@@ -319,6 +320,7 @@ def phenotype_columns(
 ) -> dict[str, str]:  # column -> unit, "" where participants.json has none
     "The columns of numbers that a probe can predict, with their units."
     known = {"participant_id", *MODALITIES, "split", "sex", "age"}
+    known |= {c for pair in outcome_columns(list(cohort.table)).values() for c in pair}
     names = [
         n
         for n in cohort.table

@@ -15,6 +15,7 @@ __all__ = [
     "read_participants",
     "read_descriptions",
     "to_numbers",
+    "outcome_columns",
     "people_of",
     "table_splits",
     "write_split",
@@ -233,6 +234,15 @@ def to_numbers(
     if 2 * is_number.sum() <= (~missing).sum():
         return cells.astype(object).where(~missing, None), missing & False
     return values.where(is_number), ~is_number & ~missing
+
+
+# %% ../../nbs/data/62_table.ipynb #7ee9f466
+def outcome_columns(
+    columns: Sequence[str],  # of a table
+) -> dict[str, tuple[str, str]]:  # name of the outcome -> its columns of times (years) and events
+    "The outcomes whose two columns a table has."
+    pairs = {c[5:-2]: (c, f"event_{c[5:-2]}") for c in columns if c.startswith("time_") and c.endswith("_y")}
+    return {name: pair for name, pair in pairs.items() if name and pair[1] in columns}
 
 
 # %% ../../nbs/data/62_table.ipynb #354fabff

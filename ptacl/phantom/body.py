@@ -11,13 +11,13 @@ import numpy as np
 from ptacl.base.core import BadInput
 
 # %% ../../nbs/phantom/10_body.ipynb #65e913ac
-_STREAMS = ("latents", "ecg", "cine")
+_STREAMS = ("latents", "ecg", "cine", "outcomes")  # a new one comes last: the others stay as they are
 
 
 def participant_rng(
     index: int,  # number of the participant, from 0
     seed: int,  # seed of the cohort
-    stream: str,  # "latents", "ecg" or "cine"
+    stream: str,  # "latents", "ecg", "cine" or "outcomes"
 ) -> np.random.Generator:  # generator that depends on nothing else
     "Random numbers of one participant for one purpose."
     if stream not in _STREAMS:

@@ -46,6 +46,7 @@ from ptacl.phantom.latents import (
     repolarisation_ms,
     t_peak_ms,
 )
+from ptacl.phantom.outcomes import describe_outcomes, draw_outcomes
 
 # %% ../../nbs/phantom/40_cohort.ipynb #1262d17a
 _CATEGORY_157 = (
@@ -312,6 +313,7 @@ def write_cohort(
     n_jobs: int = 1,  # processes
     n_val: int = 0,  # participants for validation, see `simulated_split`
     n_test: int = 0,  # participants for the test; 0 and 0 = the table has no column `split`
+    follow_up_y: float = 0.0,  # longest follow-up after the visit, years; 0 = the table has no outcomes
 ) -> Path:  # `out`
     "Simulate `n` participants into a cohort folder: WFDB, NIfTI, participants.tsv and .json."
     from joblib import Parallel, delayed
@@ -334,14 +336,15 @@ def write_cohort(
         mixed=mixed,
     )
     held_out = dict(n_val=n_val, n_test=n_test) if n_val + n_test else {}
-    recipe |= held_out
+    recipe |= held_out | (dict(follow_up_y=follow_up_y) if follow_up_y else {})
     draw_conditions(np.random.default_rng(0), recipe["prevalence"])  # refuses what is no prevalence
     check_cine_recipe(n_frames, n_slices, size_px, noise)
     begun = out / "recipe.json"
     if begun.exists() and json.loads(begun.read_text()) != recipe:
         before = begun.read_text().strip()
         raise BadInput(begun, f"was begun as {before}", "Use the same recipe, or another folder.")
-    described = json.dumps(describe_columns(), indent=1) + "\n"
+    meanings = describe_columns() | (describe_outcomes() if follow_up_y else {})
+    described = json.dumps(meanings, indent=1) + "\n"
     write_atomic(begun, lambda tmp: tmp.write_text(json.dumps(recipe) + "\n"))
     write_atomic(out / "participants.json", lambda tmp: tmp.write_text(described))
     jobs = (delayed(_write_participant)(out, k, recipe) for k in range(n))
@@ -349,8 +352,15 @@ def write_cohort(
     rows = tqdm(done, total=n, desc="simulating", unit="participant", mininterval=1)
     if held_out:
         rows = (row | dict(split=simulated_split(k, n_val, n_test)) for k, row in enumerate(rows))
+    if follow_up_y:
+        rows = (row | _outcomes_of(row, seed, follow_up_y) for row in rows)
     _write_rows(rows, out / "participants.tsv")
     return out
+
+
+def _outcomes_of(row: dict, seed: int, follow_up_y: float) -> dict[str, float]:
+    "The outcomes of one participant, for its row."
+    return draw_outcomes(pd.DataFrame([row]), seed, follow_up_y).iloc[0].to_dict()
 
 
 # %% ../../nbs/phantom/40_cohort.ipynb #d8405dff
@@ -363,6 +373,7 @@ class CohortConfig(Parameters):
     n: int = 16  # participants
     n_val: int = 0  # of them for validation
     n_test: int = 0  # of them for the test, 0 and no n_val is a fifth, by name
+    follow_up_y: float = 0.0  # years of follow-up for events after the visit, 0 is none, 10 as UK Biobank
     seed: int = 1  # seed of the cohort, with a participant's number it fixes everything about it
     workers: int = 2  # processes
     # --- recordings
@@ -395,6 +406,7 @@ class CohortConfig(Parameters):
                 (self.n_test >= 0, "n_test", "Give 0 or more"),
                 (train >= 1, "n", "Give more than n_val and n_test together: the rest trains"),
                 (0 <= self.fault_rate <= 1, "fault_rate", "Give a share from 0 to 1"),
+                (0 <= self.follow_up_y <= 40, "follow_up_y", "Give years from 0 (none) to 40"),
             ],
         )
 
@@ -419,4 +431,5 @@ def write_cohort_from_config(
         n_jobs=cfg.workers,
         n_val=cfg.n_val,
         n_test=cfg.n_test,
+        follow_up_y=cfg.follow_up_y,
     )

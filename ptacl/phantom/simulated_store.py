@@ -49,6 +49,7 @@ from ptacl.phantom.cohort import (
     simulated_split,
 )
 from ptacl.phantom.ecg import UV_PER_LSB
+from ptacl.phantom.outcomes import describe_outcomes, draw_outcomes
 
 
 # %% ../../nbs/phantom/45_simulated_store.ipynb #79e536b4
@@ -118,6 +119,7 @@ def simulation_recipe(
         n_test=cfg.n_test,
         kept="store",
         phantom=PHANTOM,
+        **(dict(follow_up_y=cfg.follow_up_y) if cfg.follow_up_y else {}),
     )
 
 
@@ -150,11 +152,16 @@ def _prepared(
 
 def _simulated_cohort(out: Path, cfg: SimulateConfig, rows: list[dict]) -> Cohort:
     "The cohort that `read_cohort` would find in the files of these participants."
-    text = pd.DataFrame(rows).astype(str)
+    known = pd.DataFrame(rows)
+    described = describe_columns()
+    if cfg.follow_up_y:
+        known = known.join(draw_outcomes(known, cfg.seed, cfg.follow_up_y))
+        described |= describe_outcomes()
+    text = known.astype(str)
     table = text[["participant_id", *MODALITIES]].copy()
     table["split"] = [simulated_split(k, cfg.n_val, cfg.n_test) for k in range(len(rows))]
     numbers = {name: to_numbers(text[name])[0] for name in text.columns.drop(list(table), errors="ignore")}
-    meanings = {k: {n: v[n] for n in ("description", "unit")} for k, v in describe_columns().items()}
+    meanings = {k: {n: v[n] for n in ("description", "unit")} for k, v in described.items()}
     return Cohort(out, table.assign(**numbers), meanings, pd.DataFrame(columns=REPORT_COLUMNS))
 
 

@@ -39,6 +39,7 @@ from ptacl.evaluation.metrics import METRICS
 from ptacl.evaluation.probe import fit_ridge, predict_phenotypes
 from ptacl.evaluation.retrieval import ranks
 from ptacl.evaluation.similar import ALL, DISTANCE, NDCG, similar_by_participant
+from ptacl.studies.compared_outcomes import compared_outcomes, risk_columns
 from ptacl.studies.comparison import CompareConfig, compared_data, comparison_folder, stored_data
 from ptacl.studies.making import LEAST_FITTED, Made, make_cell
 from ptacl.studies.methods import Cell
@@ -61,10 +62,10 @@ def held_out_table(
     fitted: Probed,  # whom probes are fitted on
     arrays: Mapping[str, np.ndarray],  # of those held out: ecg_BD; ecg_BE, cmr_BE if the method has them
     test: pd.DataFrame,  # table of the held-out participants
-    cfg: CompareConfig,  # phenotypes, conditions
+    cfg: CompareConfig,  # phenotypes, conditions, outcomes
     beside: Probed | None = None,  # the training people; None = it is they who `fitted` are
     # participant_id; rank_cmr, rank_ecg; similar_cmr_sd, similar_ecg_sd and their chance, ndcg_cmr; true_
-    # and predicted_ of phenotypes and conditions, by_train_ of phenotypes
+    # and predicted_ of phenotypes and conditions, by_train_ of phenotypes; time_, event_, risk_ of outcomes
 ) -> pd.DataFrame:
     "What a method does for every held-out participant."
     names = listed(cfg.phenotypes)
@@ -94,6 +95,7 @@ def held_out_table(
     if beside is not None:
         by_train = predict_phenotypes(beside.ecg_BD, beside.table[names], arrays["ecg_BD"], fit_ridge)
         out |= {f"by_train_{n}": by_train[n].to_numpy(float) for n in names}
+    out |= risk_columns(cfg.outcomes, fitted.table, fitted.ecg_BD, test, arrays["ecg_BD"])
     return pd.DataFrame(out).reset_index(drop=True)
 
 
@@ -170,6 +172,7 @@ def _wanted(cell: Cell, cfg: CompareConfig) -> dict[str, object]:
         transfer=Path(cfg.transfer).resolve().name if cfg.transfer else "",
         phenotypes=cfg.phenotypes,
         conditions=cfg.conditions,
+        **(dict(outcomes=cfg.outcomes) if cfg.outcomes else {}),
     )
     return json.loads(json.dumps(wanted))
 
@@ -237,8 +240,10 @@ def check_comparison(
     known = phenotype_columns(cohort)
     fitted = val if len(val) >= LEAST_FITTED else train
     scored_phenotypes(fitted, test, known, listed(cfg.phenotypes), least=3)
+    compared_outcomes(cfg.outcomes, fitted, test)
     if cfg.transfer:
         other = compared_data(cfg.transfer)
+        compared_outcomes(cfg.outcomes, fitted, other.table)
         names = listed(cfg.phenotypes)
         scored_phenotypes(fitted, other.table, phenotype_columns(other), names, least=3)
     for cell in cells:

@@ -83,6 +83,7 @@ class CompareConfig(Parameters):
     targets: str = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"  # phenotypes that supervised rows learn
     phenotypes: str = "lvedv_ml,lvesv_ml,lvef,lvm_g"  # phenotypes that methods are scored on
     conditions: str = "lbbb,mi,lvh,af"  # columns of 0 and 1 that are scored, where the cohort has them
+    outcomes: str = ""  # outcomes to score, names or columns time:event, with commas, or empty for none
     ceiling_n: int = 0  # phantom only: participants for the information ceiling, or 0 for none
     workers: int = 2  # processes that prepare
     n_boot: int = 1000  # bootstrap draws of the intervals

@@ -31,6 +31,7 @@ from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.phenotypes import cmr_phenotypes
 from ptacl.evaluation.metrics import METRICS, metrics_of, rank_statistics
 from ptacl.evaluation.significance import compare_methods, mean_statistics, score_over_seeds
+from ptacl.studies.compared_outcomes import c_statistics, outcome_table
 from ptacl.studies.comparison import CompareConfig, cells_of, comparison_folder
 from ptacl.studies.methods import PAIRS, known_methods
 
@@ -151,6 +152,7 @@ def _tasks(tables: Sequence[pd.DataFrame]) -> dict[str, _Task]:
     known = [c[len("predicted_") :] for c in first if c.startswith("predicted_")]
     sick = [c for c in known if set(first[f"true_{c}"].dropna()) <= {0.0, 1.0}]
     names = [c for c in known if c not in sick]
+    risks = [c[len("risk_") :] for c in first if c.startswith("risk_")]
     each_rank_once = np.arange(1, n + 1.0)[None]
     rank_metrics = metrics_of("retrieval")
     distance = dict(
@@ -184,6 +186,13 @@ def _tasks(tables: Sequence[pd.DataFrame]) -> dict[str, _Task]:
             "R2", names, partial(r2_statistics, mean_of=_of_cmr(names)), "by_train", BY_TRAIN
         ),
         conditions=_mean_and_each("AUROC", sick, auroc_statistics),
+        outcomes=_Task(
+            statistic=c_statistics,
+            metrics=["mean C", *(f"C {name}" for name in risks)],
+            chance=[0.5] * (1 + len(risks)),
+            units=[""] * (1 + len(risks)),
+            take=partial(_times_and_risks, risks),
+        ),
     )
 
 
@@ -211,9 +220,20 @@ def _mean_and_each(
     )
 
 
+# %% ../../nbs/studies/45_comparison_tables.ipynb #b9a4e67a
 def _column(name: str, table: pd.DataFrame) -> np.ndarray | None:
     "A column of a cell's table, where it has it."
     return table[name].to_numpy(float) if name in table else None
+
+
+def _times_and_risks(names: list[str], table: pd.DataFrame) -> np.ndarray | None:
+    "Time, event and risk of a cell's outcomes, where there are any, (n, P, 3)."
+    if not names or f"risk_{names[0]}" not in table:
+        return None
+    kinds = [
+        table[[f"{kind}_{name}" for name in names]].to_numpy(float) for kind in ("time", "event", "risk")
+    ]
+    return np.stack(kinds, axis=2)
 
 
 def _true_and_predicted(names: list[str], which: str, table: pd.DataFrame) -> np.ndarray | None:
@@ -364,7 +384,7 @@ def comparison_tables(
     cfg: CompareConfig,  # out, methods, seeds, n_boot
     reference: str = "ptacl",  # method that the others are compared with
     # scores, differences, budget, and where the cells have them transfer and transfer_differences (of the
-    # other centre), labels, course, pairs; also written to the folder as TSV
+    # other centre), labels, course, pairs, outcomes; also written to the folder as TSV
 ) -> dict[str, pd.DataFrame]:
     "Score the finished cells of a comparison, and write the tables."
     cells = read_cells(cfg)
@@ -377,6 +397,8 @@ def comparison_tables(
         names = ("transfer", "transfer_differences")
         tables |= dict(zip(names, score_cells(elsewhere, cfg.n_boot, reference), strict=True))
     tables |= dict(labels=few_labels(cfg), course=course_table(cfg), pairs=pairs_curve(cfg, scores))
+    if cfg.outcomes:
+        tables["outcomes"] = outcome_table(scores, differences)
     for name, table in tables.items():
         path = comparison_folder(cfg) / f"{name}.tsv"
         write_atomic(path, lambda tmp, table=table: table.to_csv(tmp, sep="\t", index=False))

@@ -22,6 +22,8 @@ from ptacl.data.batches import Pairs, load_data
 from ptacl.data.cohort import phenotype_columns
 from ptacl.evaluation.beforehand import require_people, scored_phenotypes
 from ptacl.evaluation.conditions import predict_conditions
+from ptacl.evaluation.outcomes import named_outcomes
+from ptacl.evaluation.risk_probe import RiskPart, base_columns, check_risk_probe
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import from_pretrained
 from ptacl.models.system import Embeddings, System
@@ -42,6 +44,9 @@ class EvaluateConfig(Parameters):
     out: str = ""  # folder for the tables, or empty for none
     phenotypes: str = ""  # columns to predict, separated by commas, or empty for all numbers with a unit
     conditions: str = ""  # columns of 0 and 1 to predict, separated by commas, or empty for all there are
+    outcomes: str = ""  # outcomes to score, names or columns time:event, with commas, or empty for none
+    base: str = "age,sex,bmi,heart_rate_ecg_bpm"  # columns of the model that outcomes gain over
+    horizon_y: float = 5.0  # years, of the AUC, calibration and reclassification of outcomes
     recordings: str = ""  # folder of other people's ECGs to embed beside, or empty for none
     k: int = 5  # how many others an ECG finds
     n_boot: int = 1000  # bootstrap draws of the intervals
@@ -51,6 +56,8 @@ class EvaluateConfig(Parameters):
         for name in ("k", "n_boot"):
             if getattr(self, name) < 1:
                 raise BadInput("parameters", f"`{name}` is {getattr(self, name)}", "Give 1 or more")
+        if not self.horizon_y > 0:
+            raise BadInput("parameters", f"`horizon_y` is {self.horizon_y}", "Give years above 0")
 
 
 # %% ../../nbs/studies/50_one_run.ipynb #fedb65ea
@@ -65,6 +72,7 @@ class Evaluated(NamedTuple):
     z_test: Embeddings  # of the held-out participants
     units: dict[str, str]  # phenotype -> unit
     conditions: list[str]  # columns of 0 and 1
+    outcomes: dict[str, tuple[RiskPart, RiskPart]]  # outcome -> training and held-out participants
 
     @property
     def has_cmr(self) -> bool:  # False = an ECG cannot be compared with a cine
@@ -92,21 +100,43 @@ def open_trained(
     check_names(listed(cfg.conditions), flags)
     numbers = known if cfg.phenotypes else {n: unit for n, unit in known.items() if n not in flags}
     units = scored_phenotypes(train.table, test.table, numbers, listed(cfg.phenotypes))
+    _outcome_parts(cfg, train, test)
     if cfg.recordings and len(find_ecgs(cfg.recordings)) < 2:
         raise BadInput(cfg.recordings, "holds 1 ECG", "Give a folder with at least 2")
     if model is None:
         seed_everything(train_cfg.seed)
         model = fit_input_scaling(build_system(train_cfg), train).eval()
+    z_train = embed_pairs(model, train, train_cfg)
+    z_test = embed_pairs(model, test, train_cfg)
     return Evaluated(
         model=model,
         cfg=train_cfg,
         train=train,
         test=test,
-        z_train=embed_pairs(model, train, train_cfg),
-        z_test=embed_pairs(model, test, train_cfg),
+        z_train=z_train,
+        z_test=z_test,
         units=units,
         conditions=listed(cfg.conditions) or flags,
+        outcomes=_outcome_parts(cfg, train, test, (z_train, z_test)),
     )
+
+
+def _outcome_parts(
+    cfg: EvaluateConfig, train: Pairs, test: Pairs, z: tuple[Embeddings, Embeddings] | None = None
+) -> dict[str, tuple[RiskPart, RiskPart]]:
+    "Outcomes of both parts, refused if they cannot be answered; without embeddings, one feature of ones."
+    if not cfg.outcomes.strip():
+        return {}
+    tables = [pairs.table.reset_index(drop=True) for pairs in (train, test)]
+    features = [np.ones((len(t), 1)) for t in tables] if z is None else [x.ecg_BD.numpy() for x in z]
+    bases = [base_columns(t, cfg.base) for t in tables]
+    outcomes = [named_outcomes(cfg.outcomes, t) for t in tables]
+    found = {}
+    for name in outcomes[0]:
+        parts = [RiskPart(o[name], b, x) for o, b, x in zip(outcomes, bases, features, strict=True)]
+        check_risk_probe(*parts, cfg.horizon_y)
+        found[name] = tuple(parts)
+    return found
 
 
 # %% ../../nbs/studies/50_one_run.ipynb #74968b38
