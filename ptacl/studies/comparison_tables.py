@@ -134,6 +134,30 @@ def _auroc_of_known(pair_RN2: np.ndarray) -> np.ndarray:
         return above_R / (cases_R * (is_known_RN.sum(axis=1) - cases_R))
 
 
+# %% ../../nbs/studies/45_comparison_tables.ipynb #b9a4e67a
+def _column(name: str, table: pd.DataFrame) -> np.ndarray | None:
+    "A column of a cell's table, where it has it."
+    return table[name].to_numpy(float) if name in table else None
+
+
+def _times_and_risks(names: list[str], table: pd.DataFrame) -> np.ndarray | None:
+    "Time, event and risk of a cell's outcomes, where there are any, (n, P, 3)."
+    if not names or f"risk_{names[0]}" not in table:
+        return None
+    kinds = [
+        table[[f"{kind}_{name}" for name in names]].to_numpy(float) for kind in ("time", "event", "risk")
+    ]
+    return np.stack(kinds, axis=2)
+
+
+def _true_and_predicted(names: list[str], which: str, table: pd.DataFrame) -> np.ndarray | None:
+    "Truth and prediction of a cell's table, where there are any, (n, P, 2)."
+    if not names or f"{which}_{names[0]}" not in table:
+        return None
+    kinds = [table[[f"{kind}_{name}" for name in names]].to_numpy(float) for kind in ("true", which)]
+    return np.stack(kinds, axis=2)
+
+
 # %% ../../nbs/studies/45_comparison_tables.ipynb #239a3bb4
 class _Task(NamedTuple):
     "What methods are scored in."
@@ -218,30 +242,6 @@ def _mean_and_each(
         units=[METRICS[metric].unit] * n,
         take=partial(_true_and_predicted, names, kind),
     )
-
-
-# %% ../../nbs/studies/45_comparison_tables.ipynb #b9a4e67a
-def _column(name: str, table: pd.DataFrame) -> np.ndarray | None:
-    "A column of a cell's table, where it has it."
-    return table[name].to_numpy(float) if name in table else None
-
-
-def _times_and_risks(names: list[str], table: pd.DataFrame) -> np.ndarray | None:
-    "Time, event and risk of a cell's outcomes, where there are any, (n, P, 3)."
-    if not names or f"risk_{names[0]}" not in table:
-        return None
-    kinds = [
-        table[[f"{kind}_{name}" for name in names]].to_numpy(float) for kind in ("time", "event", "risk")
-    ]
-    return np.stack(kinds, axis=2)
-
-
-def _true_and_predicted(names: list[str], which: str, table: pd.DataFrame) -> np.ndarray | None:
-    "Truth and prediction of a cell's table, where there are any, (n, P, 2)."
-    if not names or f"{which}_{names[0]}" not in table:
-        return None
-    kinds = [table[[f"{kind}_{name}" for name in names]].to_numpy(float) for kind in ("true", which)]
-    return np.stack(kinds, axis=2)
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #33c4b83a
