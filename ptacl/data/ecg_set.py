@@ -89,7 +89,7 @@ class ECGSet:
         return labels.loc[rows[rows.isin(labels.index)]]
 
 
-# %% ../../nbs/data/54_ecg_set.ipynb #2fc216c5
+# %% ../../nbs/data/54_ecg_set.ipynb #1d4f320a
 def checked_set(
     eset: ECGSet,  # as a reader made it
 ) -> ECGSet:  # without the classes that cannot be scored, which its notes name
@@ -117,12 +117,13 @@ def checked_set(
         sides = [eset.labels(task, part) for part in ("train", "test")]
         ok_C = np.all([(s.sum() > 0) & (s.sum() < len(s)) for s in sides], axis=0)
         left_out = list(eset.tasks[task].columns[~ok_C])
-        if not ok_C.any():
-            problem = f"task {task}: no class has cases and controls among the training and the test records"
-            raise BadInput(eset.name, problem, "Take a larger set, or another task")
         if left_out:
-            notes.append(f"task {task}: too few cases of {', '.join(map(str, left_out))}")
-        tasks[task] = eset.tasks[task].loc[:, ok_C]
+            notes.append(f"task {task}: too few cases or controls of {', '.join(map(str, left_out))}")
+        if ok_C.any():
+            tasks[task] = eset.tasks[task].loc[:, ok_C]
+    if not tasks:
+        problem = "no class of any task has cases and controls among the training and the test records"
+        raise BadInput(eset.name, problem, "Take a larger set")
     return replace(eset, tasks=tasks, notes=tuple(notes))
 
 
