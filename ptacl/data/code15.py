@@ -60,7 +60,7 @@ def code_labels(
     return words.astype(np.int8)
 
 
-# %% ../../nbs/data/58_code15.ipynb #bfc5862c
+# %% ../../nbs/data/58_code15.ipynb #3f0373a8
 def code_rows(
     exams: pd.DataFrame,  # index: exam_id as text; trace_file
     ids: Mapping[str, np.ndarray],  # file -> its exam_id, in the order of its tracings; files that are there
@@ -77,6 +77,7 @@ def code_rows(
     return pd.DataFrame(dict(file=there.trace_file, row=rows), index=there.index)
 
 
+# %% ../../nbs/data/58_code15.ipynb #1d38c0de
 def _hdf5(path: Path) -> object:
     "An open HDF5 file."
     try:

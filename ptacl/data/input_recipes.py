@@ -43,12 +43,12 @@ def asymmetric_baseline(
     return baseline_T
 
 
-# %% ../../nbs/data/57_input_recipes.ipynb #0d62153e
+# %% ../../nbs/data/57_input_recipes.ipynb #dd1596cf
 def scale_groups(
     signal_LT: np.ndarray,  # any unit, (L, T)
     ends: tuple[int, ...],  # where each group of leads ends, such as (3, 6, 12); the last is L
-    lead_ok_L: np.ndarray
-    | None = None,  # False = missing or flat, left out and set to 0; None = all are there
+    # False = missing or flat, left out and set to 0, (L,); None = all are there
+    lead_ok_L: np.ndarray | None = None,
 ) -> np.ndarray:  # float64, (L, T)
     "Bring each group of leads to mean 0 and variance 1."
     signal_LT = np.asarray(signal_LT, np.float64)
@@ -65,7 +65,7 @@ def scale_groups(
     return out_LT
 
 
-# %% ../../nbs/data/57_input_recipes.ipynb #6b1e2b06
+# %% ../../nbs/data/57_input_recipes.ipynb #483b96da
 @dataclass(frozen=True)
 class InputRecipe:
     "What is done to a recording."

@@ -72,7 +72,7 @@ def snomed_labels(
     return labels[sorted(labels)], others
 
 
-# %% ../../nbs/data/56_snomed_sets.ipynb #2c83378c
+# %% ../../nbs/data/56_snomed_sets.ipynb #76a3a403
 def _dx_of(header: Path) -> str | None:
     "What stands behind Dx:, None = nothing does."
     text = header.read_text(encoding="utf-8", errors="replace")

@@ -36,7 +36,7 @@ def weighted_auroc(
     return np.divide(won_R, pairs_R, out=np.full(len(pairs_R), np.nan), where=pairs_R > 0)
 
 
-# %% ../../nbs/evaluation/26_many_labels.ipynb #e2e6922c
+# %% ../../nbs/evaluation/26_many_labels.ipynb #a2e5f019
 def macro_auroc(
     labels: pd.DataFrame,  # of the test records, 0 and 1; each class has cases and controls
     score_BC: ArrayLike,  # one column a class, higher = more likely, (B, C)
@@ -85,7 +85,7 @@ def _usable_draws(y_BC: np.ndarray, n_boot: int, rng: np.random.Generator) -> np
     )
 
 
-# %% ../../nbs/evaluation/26_many_labels.ipynb #075eda1c
+# %% ../../nbs/evaluation/26_many_labels.ipynb #711ad1d7
 PROBE_PENALTIES = (
     1.0,
     0.1,
@@ -113,6 +113,7 @@ class ManyProbe:
         return ((np.asarray(features_BD, float) - self.mean_D) / self.sd_D) @ self.weight_DC + self.bias_C
 
 
+# %% ../../nbs/evaluation/26_many_labels.ipynb #ff9adeb9
 def fit_many(
     train_BD: ArrayLike,  # features of the training records
     train_labels: pd.DataFrame,  # 0 and 1

@@ -27,7 +27,7 @@ from ptacl.evaluation.labels import label_subsets
 from ptacl.evaluation.many_labels import fit_many, macro_auroc
 from ptacl.use.adapters import Change, ECGAdapter, embed_set, open_adapters
 
-# %% ../../nbs/studies/90_ecg_benchmark.ipynb #3a6d4f9b
+# %% ../../nbs/studies/90_ecg_benchmark.ipynb #aa7a7043
 MODES = ("probe", "fine-tune")
 
 
@@ -39,15 +39,11 @@ class ECGBenchmarkConfig(Parameters):
     set: str = "ptbxl"  # which set it is: ptbxl, cpsc2018, georgia, chapman_ningbo, code15
     tasks: str = ""  # some of its tasks, separated by commas, or empty for all
     encoders: str = "sample,untrained"  # names or paths, separated by commas
-    mode: str = (
-        "probe"  # probe: a linear probe on frozen encoders; fine-tune: encoders of ours are trained on
-    )
+    mode: str = "probe"  # probe: linear, on frozen encoders; fine-tune: encoders of ours are trained on
     n: int = 0  # records to draw by person for a first answer, or 0 for all
     n_boot: int = 1000  # bootstrap draws of the test records
-    fractions: str = (
-        "0.01,0.1,1"  # shares of the training records with a label, separated by commas, or empty
-    )
-    disturbances: str = "noise,chest_lost,low_rate"  # what the test records are disturbed by, or empty
+    fractions: str = "0.01,0.1,1"  # shares of the training records with a label, or empty for none
+    disturbances: str = "noise,chest_lost,low_rate"  # what disturbs the test records, or empty for nothing
     epochs: int = 5  # passes of fine-tuning
     cache: str = ""  # folder that keeps embeddings, or empty for none
     out: str = ""  # folder for the tables, or empty for none
@@ -110,12 +106,12 @@ def open_benchmark(
     return eset, adapters
 
 
-# %% ../../nbs/studies/90_ecg_benchmark.ipynb #0c20b06b
+# %% ../../nbs/studies/90_ecg_benchmark.ipynb #30580e91
 def score_frozen(
     adapter: ECGAdapter,  # any encoder
     eset: ECGSet,  # checked
     cfg: ECGBenchmarkConfig,  # n_boot, fractions, disturbances, cache, seed
-    # scores (encoder, task, class, n, n_cases, value, low, high, chance), labels (with fraction and n_labels),
+    # scores (encoder, task, class, n, n_cases, value, low, high, chance), labels (and fraction, n_labels),
     # disturbed (with disturbance)
 ) -> dict[str, pd.DataFrame]:
     "A linear probe on a frozen encoder."

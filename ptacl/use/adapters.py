@@ -30,15 +30,14 @@ from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.use.embed import embed_windows, encoder_identity
 
 
-# %% ../../nbs/use/30_adapters.ipynb #0986df41
+# %% ../../nbs/use/30_adapters.ipynb #2dc565a3
 @dataclass(frozen=True)
 class ECGAdapter:
     "An ECG encoder and what it expects."
 
     name: str  # as tables call it
-    function: Callable[
-        [np.ndarray, float], np.ndarray
-    ]  # windows in mV (B, L, T), rate in Hz -> vectors (B, D)
+    # of (windows in mV, or as the recipe scales them, (B, L, T); rate, Hz) -> vectors (B, D)
+    function: Callable[[np.ndarray, float], np.ndarray]
     fs: float  # sampling rate that it expects, Hz
     seconds: float  # length of a window, s
     identity: str  # changes when the function does: a version, a digest of weights; the cache goes by it
@@ -95,20 +94,18 @@ class ECGAdapter:
         if self.leads != STANDARD_LEADS:
             done.append(f"{len(self.leads)} of 12 leads")
         recipe = self.encoder.preparation.get("recipe", "") if self.encoder is not None else self.recipe
-        filtered = "high-pass 0.5 Hz, mains notch, scaled by the leads of its training"
-        done.append(
-            INPUT_RECIPES[recipe].said
-            if recipe
-            else filtered
-            if self.encoder is not None
-            else "mV as recorded"
-        )
+        how = "mV as recorded"
+        if recipe:
+            how = INPUT_RECIPES[recipe].said
+        elif self.encoder is not None:
+            how = "high-pass 0.5 Hz, mains notch, scaled by the leads of its training"
+        done.append(how)
         expects = f"{self.seconds:g} s at {self.fs:g} Hz, {len(self.leads)} leads"
         given = f"{ecg.duration_s:g} s at {ecg.fs:g} Hz, {int(ecg.lead_ok_L.sum())} leads"
         return dict(encoder=self.name, expects=expects, given=given, done="; ".join(done))
 
 
-# %% ../../nbs/use/30_adapters.ipynb #9708029a
+# %% ../../nbs/use/30_adapters.ipynb #f9329182
 def encoder_adapter(
     encoder: ECGEncoder,  # that knows how its input is prepared
     name: str,  # as tables call it
@@ -129,7 +126,7 @@ def encoder_adapter(
     return ECGAdapter(name, function, how["fs"], how["window_s"], identity, encoder=encoder)
 
 
-# %% ../../nbs/use/30_adapters.ipynb #6fbc7f22
+# %% ../../nbs/use/30_adapters.ipynb #9a12ffcc
 def _sample() -> ECGAdapter:
     "The trained encoder among the samples."
     return encoder_adapter(ECGEncoder.from_pretrained(samples_dir() / "encoder"), "sample")
@@ -170,7 +167,7 @@ def open_adapters(
     return found
 
 
-# %% ../../nbs/use/30_adapters.ipynb #0c0ed352
+# %% ../../nbs/use/30_adapters.ipynb #0d186e8a
 Change = Callable[
     [ECG, np.random.Generator], ECG
 ]  # what is done to a recording before the encoder's own preparation
