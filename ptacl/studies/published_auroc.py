@@ -10,10 +10,10 @@ import pandas as pd
 
 from ptacl.base.core import BadInput
 
-# %% ../../nbs/studies/88_published_auroc.ipynb #866392c5
+# %% ../../nbs/studies/88_published_auroc.ipynb #4a0c3dec
 _LINEAR = "linear probe on the frozen encoder (ecg-fm-benchmarking, its own preparation and folds)"
 _FROM_SCRATCH = "supervised from scratch on each task (ecg-fm-benchmarking)"
-_COLUMNS = (
+_PUBLISHED_TASKS = (
     ("ptbxl", "super"),
     ("ptbxl", "sub"),
     ("ptbxl", "form"),
@@ -38,10 +38,10 @@ def published_auroc(
     name: str,  # of the set, as in `ECG_SETS`
 ) -> pd.DataFrame:  # model, a column for each task that was published, protocol; no rows = nothing published
     "What was published of one set."
-    tasks = [task for s, task in _COLUMNS if s == name]
+    tasks = [task for s, task in _PUBLISHED_TASKS if s == name]
     if not name:
         raise BadInput("set", "is empty", "Name a set, such as ptbxl")
-    at = [k for k, (s, _) in enumerate(_COLUMNS) if s == name]
+    at = [k for k, (s, _) in enumerate(_PUBLISHED_TASKS) if s == name]
     rows = [
         dict(model=model) | {t: values[k] for t, k in zip(tasks, at, strict=True)} | dict(protocol=protocol)
         for model, (protocol, values) in PUBLISHED_AUROC.items()
