@@ -191,12 +191,12 @@ def rule(check):
 
 @rule
 def file_name(nb: Notebook) -> Iterator[str]:
-    "NN_name, tutorials/NN_verb_object, results/object_measurement, one word (experiment); no keyword."
+    "NN_name, tutorials/NN_verb_object, results/object_measurement, one word or two (experiment); no keyword."
     want = {
         "library": r"\d\d_[a-z][a-z0-9_]*",
         "tutorial": r"\d\d_[a-z0-9]+(_[a-z0-9]+)+",
         "results": r"[a-z]+(_[a-z0-9]+)+",
-    }.get(nb.kind, r"[a-z]+")
+    }.get(nb.kind, r"[a-z]+(_[a-z]+)?")
     if not re.fullmatch(want, nb.path.stem):
         yield f"a {nb.kind} notebook's name must match {want}"
     if keyword.iskeyword(nb.module.rpartition(".")[2]):

@@ -4,14 +4,19 @@ names alone.
 
 import json
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, sample_path
+from ptacl.data.ecg_files import read_ecg
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.published import mmcl_encoder, vitmae_encoder
+from ptacl.models.recognised import PUBLISHED, read_published
 from ptacl.models.weights import save_weights
+from ptacl.use.embed import embed
 
 
 def layer_norm(x, w, name, eps):
@@ -293,3 +298,99 @@ def test_saved_in_our_layout_it_is_ours(tmp_path):
     assert torch.equal(again(x)[1], encoder(x)[1])
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert (config["architectures"], config["norm_eps"], config["mlp_ratio"]) == (["ECGViT"], 1e-12, 2.5)
+
+
+# ---- recognised by their keys, and fed as their authors do
+
+
+def quietly(source):
+    "Read, without the warning that names licence and citation."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ECGEncoder.from_pretrained(source)
+
+
+def as_mmcl_prepares(ecg):
+    "MMCL's steps, spelt out with full matrices, on a strip short enough for them."
+    x = ecg.signal_LT[:, :500].astype(float)
+    x = np.clip(x, -4 * x.std(), 4 * x.std())
+    bend = np.diff(np.eye(x.shape[1]), n=2, axis=0)
+    for lead in range(12):
+        w = np.ones(x.shape[1])
+        for _ in range(5):
+            z = np.linalg.solve(np.diag(w) + 1e7 * bend.T @ bend, w * x[lead])
+            w = np.where(x[lead] > z, 0.3, 0.7)
+        x[lead] -= z
+    for a, b in ((0, 3), (3, 6), (6, 12)):
+        x[a:b] = (x[a:b] - x[a:b].mean()) / x[a:b].std()
+    return torch.from_numpy(x.astype(np.float32))[None]
+
+
+@pytest.mark.parametrize("form", ["mmcl", "ptacl"])
+def test_published_forms_are_recognised_and_fed_as_by_their_authors(tmp_path, form):
+    "From a file alone to vectors of a recording: recipe and network, each spelt out here."
+    if form == "mmcl":
+        w = timm_state(D=64, depth=2, leads=12, columns=5, patch=100, fc_norm=True)
+        torch.save(dict(model=w), tmp_path / "weights.pth")
+        source = tmp_path / "weights.pth"
+    else:
+        w = vitmae_state(D=16, depth=2, hidden=32, leads=12, columns=10, patch=50)
+        config = dict(num_attention_heads=2, image_size=[12, 500], architectures=["ViTMAEForPreTraining"])
+        source = save_weights({f"vit.{k}": v for k, v in w.items()}, config, tmp_path)
+    with pytest.warns(UserWarning, match="licence: .*cite .*recipe mmcl"):
+        encoder = ECGEncoder.from_pretrained(source)
+    assert encoder.published == form and PUBLISHED[form].preparation["window_s"] == 5.0
+    assert encoder.preparation["fs"] == 500.0 and encoder.preparation["window_s"] == 1.0
+    whole = read_ecg(sorted(sample_path("ecg").glob("*.hea"))[0])
+    ecg = type(whole)(whole.signal_LT[:, :500], whole.fs, whole.lead_names, whole.lead_ok_L)
+    x = as_mmcl_prepares(ecg)
+    if form == "mmcl":
+        tokens = timm_forward(w, x, heads=1)
+        wanted = layer_norm(tokens[:, 1:].mean(1), w, "fc_norm", 1e-6)
+    else:
+        wanted = vitmae_forward(w, x, heads=2)[:, 0]
+    got = embed(encoder, ecg, doubts=False).to_numpy()
+    np.testing.assert_allclose(got, wanted.numpy(), atol=2e-4)
+    # saved in our layout it is the same encoder, and its input is still prepared so
+    again = ECGEncoder.from_pretrained(encoder.save_pretrained(tmp_path / "ours"))
+    np.testing.assert_array_equal(embed(again, ecg, doubts=False).to_numpy(), got)
+    assert again.preparation["recipe"] == "mmcl"
+
+
+def test_no_key_is_shared_by_two_forms():
+    keys = [set(entry.keys) for entry in PUBLISHED.values()]
+    assert all(not a & b for i, a in enumerate(keys) for b in keys[:i])
+
+
+class Settings:
+    "What a checkpoint of a training script keeps beside its weights."
+
+
+def test_a_file_that_needs_its_authors_code_is_one_error(tmp_path):
+    w = timm_state(D=64, depth=1, leads=12, columns=5, patch=100)
+    torch.save(dict(model=w, args=Settings()), tmp_path / "full.pth")
+    with pytest.raises(BadInput, match="would run code from the file.*save the tensors alone"):
+        ECGEncoder.from_pretrained(tmp_path / "full.pth")
+    w["blocks.0.extra"] = torch.zeros(1)
+    torch.save(dict(model=w), tmp_path / "other.pth")
+    with pytest.raises(BadInput, match="1 unknown: blocks.0.extra"):
+        quietly(tmp_path / "other.pth")
+    with pytest.raises(BadInput, match="weights of an unknown form: fc.weight"):
+        torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "fc.pth")
+        quietly(tmp_path / "fc.pth")
+
+
+def test_a_recipe_is_no_start_of_a_run(tmp_path):
+    "A run prepares its input itself: an encoder that was fed by a recipe says so before training starts."
+    from ptacl.base.config import TrainConfig
+    from ptacl.models.saved import start_encoders
+    from ptacl.models.systems import build_system
+
+    w = timm_state(D=64, depth=2, leads=12, columns=10, patch=50)
+    torch.save(dict(model=w), tmp_path / "weights.pth")
+    saved = read_published(tmp_path / "weights.pth", quiet=True).save_pretrained(tmp_path / "ours")
+    cfg = TrainConfig(
+        window_s=1.0, n_frames=4, cine_keep=1.0, crop_px=16, ecg_encoder="vit", ecg_init=str(saved)
+    )
+    with pytest.raises(BadInput, match="prepared by the recipe mmcl"):
+        start_encoders(build_system(cfg), cfg)

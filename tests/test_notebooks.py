@@ -23,6 +23,7 @@ BY_PAPERMILL = (
     "simulate",
     "compare",
     "benchmark",
+    "benchmark_ecg",
     "validate",
     "evaluate",
     "explore",
@@ -74,6 +75,18 @@ SMALLEST = {
             "local loss, share of the rest of a step",
             "two processes, times one",
             "10,000 participants: ",
+        ),
+    ),
+    "benchmark_ecg.ipynb": (
+        dict(tasks="super,rhythm", n_boot=50, fractions="0.5,1"),
+        0,
+        (
+            "ptbxl: 64 records of 64 people",
+            "a simulated stand-in, never clinical evidence",
+            "10 s at 100 Hz, 12 leads",
+            "100 Hz -> 500 Hz",
+            "mode probe, 50 bootstrap draws",
+            "ECGFounder",
         ),
     ),
     "validate.ipynb": (

@@ -18,6 +18,7 @@ from ptacl.phantom.realism import ValidateConfig
 from ptacl.phantom.simulated_store import SimulateConfig
 from ptacl.plots.explorer import ExploreConfig
 from ptacl.studies.comparison import CompareConfig, cells_of
+from ptacl.studies.ecg_benchmark import ECGBenchmarkConfig
 from ptacl.studies.launch import run_notebook
 from ptacl.studies.one_run import EvaluateConfig
 from ptacl.studies.phantom_outcomes import PhantomOutcomesConfig
@@ -31,6 +32,7 @@ EXPERIMENTS = dict(
     simulate=SimulateConfig,
     validate=ValidateConfig,
     benchmark=BenchmarkConfig,
+    benchmark_ecg=ECGBenchmarkConfig,
     compare=CompareConfig,
     evaluate=EvaluateConfig,
     explore=ExploreConfig,

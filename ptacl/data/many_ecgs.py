@@ -125,6 +125,7 @@ def windows_of_each(
         raise BadInput("windows", f"is {windows!r}", "Choose first or mean")
     workers = cpu_count() if workers is None else workers
     how = {k: preparation[k] for k in ("fs", "mains_hz", "window_s")}
+    how |= {k: preparation[k] for k in ("recipe",) if k in preparation}
     job = partial(_windows_of, how=how, windows=windows, fs=fs, lead_names=lead_names, doubts=doubts)
     # many windows of a long recording lie in memory at once
     chunk = 16 if windows == "first" else 1

@@ -30,6 +30,7 @@ from ptacl.data.beats import bandpass, find_beats, median_of_beats
 from ptacl.data.cine import Cine, mid_slice
 from ptacl.data.ecg import ECG, STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.heart import Heart, Scale, crop_heart, find_heart, heart_in_crop, scale_intensity
+from ptacl.data.input_recipes import recipe_windows
 from ptacl.data.phase import (
     ATRIAL_SYSTOLE,
     END_SYSTOLE,
@@ -193,14 +194,18 @@ def _qrs_width_ms(ecg: ECG, r_peaks: np.ndarray) -> float:
 # %% ../../nbs/data/60_prepared.ipynb #173b928e
 def ecg_windows(
     ecg: ECG,  # one recording, any rate and length
-    preparation: Mapping[str, object],  # of the encoder: fs (Hz), mains_hz (Hz), window_s (s)
+    # of the encoder: fs (Hz), mains_hz (Hz), window_s (s); or, with `recipe`, fs, window_s and what others do
+    preparation: Mapping[str, object],
     windows: str = "first",  # `first` = the first window, `mean` = all whole windows, to be averaged
-    # windows in mV, float32, (W, L, T), and False where a lead is missing or flat, (L,)
+    # windows in mV (with a recipe: as it scales them), float32, (W, L, T), and False where a lead is missing
+    # or flat, (L,)
 ) -> tuple[np.ndarray, np.ndarray]:
     "Cut a recording into the windows that an encoder reads."
     if windows not in ("first", "mean"):
         raise BadInput("windows", f"is {windows!r}", "Choose first or mean")
     fs = preparation["fs"]
+    if recipe := preparation.get("recipe"):
+        return recipe_windows(ecg, recipe, fs=fs, window_s=preparation["window_s"], windows=windows)
     n = round(preparation["window_s"] * preparation["fs"])
     clean = standardise_ecg(ecg, fs, preparation["mains_hz"], n if windows == "first" else None)
     W = max(1, clean.signal_LT.shape[1] // n) if windows == "mean" else 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ptacl.base.core import BadInput
 from ptacl.data.augment import BatchGenerator, draw_rows
 from ptacl.models.layers import ecg_token_phase
-from ptacl.models.weights import Saved, described_architecture
+from ptacl.models.weights import Saved, described_architecture, is_published
 
 
 # %% ../../nbs/models/15_ecg_encoder.ipynb #fd10795f
@@ -131,13 +131,16 @@ class ECGEncoder(Saved, nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        # a folder that an encoder was saved to, a run's folder, or owner/name on the hub
+        # a folder that an encoder was saved to, a run's folder, owner/name on the hub, or a file or folder of
+        # published weights (`ptacl.models.recognised`)
         source: str | Path,
     ) -> "ECGEncoder":  # the encoder in evaluation mode
         "Read an encoder of this kind, or by the base class one of any kind."
         if cls is not ECGEncoder:
             return super().from_pretrained(source)
         import_module("ptacl.models.encoders")  # ours are known by name once they are imported
+        if is_published(source):
+            return import_module("ptacl.models.recognised").read_published(source)
         name = described_architecture(source, cls.part)
         if name not in cls.kinds:
             raise BadInput(

@@ -148,6 +148,7 @@ def start_encoders(
                 "Let its class inherit `ptacl.models.weights.Saved`, or start from random weights",
             )
         encoder = _read_kind(own, part, source)
+        _refuse_recipe(encoder, source)
         _put_encoder(model, part, encoder, source)
         _check_preparation(part, encoder, cfg, source)
         _take_scaling(model, part, encoder)
@@ -165,6 +166,16 @@ def _take_scaling(model: System, part: str, encoder: Saved) -> None:
     for key, buffer in buffers.items():
         getattr(model, buffer).copy_(torch.tensor(encoder.preparation[key]))
     model.given_scaling |= frozenset(buffers.values())
+
+
+def _refuse_recipe(encoder: Saved, source: str | Path) -> None:
+    "Refuse an encoder that others fed in their own way: a run does not prepare its input so."
+    if recipe := encoder.preparation.get("recipe"):
+        raise BadInput(
+            source,
+            f"its input is prepared by the recipe {recipe}, and a run filters and scales in its own way",
+            "Set encoder.preparation = {}, save it with save_pretrained, and start from that folder",
+        )
 
 
 def _check_preparation(part: str, encoder: Saved, cfg: TrainConfig, source: str | Path) -> None:

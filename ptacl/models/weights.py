@@ -10,6 +10,7 @@ __all__ = [
     "read_weights",
     "read_part",
     "described_architecture",
+    "is_published",
     "first_names",
     "fit_weights",
     "Saved",
@@ -165,6 +166,20 @@ def described_architecture(
     return ", ".join(
         map(str, _read_description(model_folder(source), part)[1].get("architectures", ["something else"]))
     )
+
+
+# %% ../../nbs/models/05_weights.ipynb #a9c5af86
+def is_published(
+    source: str | Path,  # a file, a folder, or owner/name on the hub
+) -> bool:  # False = a folder in our own form, or one whose trouble is told when it is read
+    "Whether weights are in the form of other authors."
+    if Path(source).is_file():
+        return True
+    folder = model_folder(source)
+    if not (folder / "config.json").is_file():
+        return any(p.suffix in (".safetensors", ".pth", ".pt", ".ckpt") for p in folder.iterdir())
+    kinds = read_settings(folder / "config.json").get("architectures") or [""]
+    return str(kinds[0]).startswith("ViTMAE")
 
 
 # %% ../../nbs/models/05_weights.ipynb #ba77cc56

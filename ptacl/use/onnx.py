@@ -100,9 +100,11 @@ def _traced(encoder: ECGEncoder) -> tuple[ECGGraph, object]:
             dynamic_shapes=(batch, batch),
             verbose=False,
         ).model_proto
-    said = {k: encoder.preparation[k] for k in ("fs", "window_s", "mains_hz")} | dict(
-        lead_names=list(STANDARD_LEADS), unit="mV", n_samples=T, outputs=names
-    )
+    said = {
+        k: encoder.preparation[k]
+        for k in ("fs", "window_s", "mains_hz", "recipe")
+        if k in encoder.preparation
+    } | dict(lead_names=list(STANDARD_LEADS), unit="mV", n_samples=T, outputs=names)
     onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in said.items()})
     return graph, model
 
