@@ -17,7 +17,7 @@ from ptacl.report.report_table import ReportTable, inside, make_report_table
 from ptacl.report.structured import read_structured
 
 # %% ../../nbs/report/73_ecg_reports.ipynb #29a7f65e
-_NEEDED = ("ecg_id", "report", "scp_codes", "strat_fold", "filename_lr", "filename_hr")
+_PTBXL_COLUMNS = ("ecg_id", "report", "scp_codes", "strat_fold", "filename_lr", "filename_hr")
 _PTBXL_SEX = {"0": "M", "1": "F", "": ""}
 
 
@@ -36,7 +36,7 @@ def _ptbxl_studies(folder: Path, path: Path, fs: int) -> Iterator[dict]:
     "One study a line of the table."
     with open(path, encoding="utf-8", newline="") as f:
         reader = csv.DictReader(f)
-        missing = [c for c in _NEEDED if c not in (reader.fieldnames or [])]
+        missing = [c for c in _PTBXL_COLUMNS if c not in (reader.fieldnames or [])]
         if missing:
             raise BadInput(
                 path, f"has no column {', '.join(missing)}", "Take ptbxl_database.csv as it is published"

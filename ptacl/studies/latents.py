@@ -77,9 +77,8 @@ def held_r2(
 
 # %% ../../nbs/studies/47_latents.ipynb #803a57da
 def latent_table(
-    arrays: Mapping[
-        str, np.ndarray
-    ],  # of the people: ecg_BD, and where there is a CMR side ecg_BE and cmr_BE
+    # of the people: ecg_BD, and where there is a CMR side ecg_BE and cmr_BE
+    arrays: Mapping[str, np.ndarray],
     latents: pd.DataFrame,  # of `latents_of`, in the same order
     phenotypes: pd.DataFrame,  # in the same order
 ) -> pd.DataFrame:  # side, latent or phenotype, value (R2, no unit; of found and by chance SD)

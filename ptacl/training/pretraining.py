@@ -81,9 +81,7 @@ class PretrainConfig(Preparation, DataConfig):
     workers: int = 2  # processes that read and prepare the cohort
     log_every: int = 1  # steps between two lines of the log
     eval_every: int = 5  # epochs between two evaluations on the held-out recordings
-    keep_best: str = (
-        ""  # metric of val that chooses the weights: val_loss, val_effective_rank, or empty for the last
-    )
+    keep_best: str = ""  # metric of val that chooses the weights, as val_loss, or empty for the last
     patience: int = 0  # evaluations without a better keep_best after which training stops, 0 is never
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
 
