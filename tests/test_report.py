@@ -252,8 +252,8 @@ def test_whitelist_of_structured_data():
 def test_ectopy_is_that_of_the_window():
     "The label of the strip is wrong for a part of the windows; the truth of the report follows the window."
     ill = {"pvc": 1.0, "af": 0.0}
-    inside = [ectopic_beats(k, 3, prevalence=ill) for k in range(150)]
-    later = [ectopic_beats(k, 3, start_s=5.0, prevalence=ill) for k in range(150)]
+    inside = [ectopic_beats(k, 3, 5.0, prevalence=ill) for k in range(150)]
+    later = [ectopic_beats(k, 3, 5.0, start_s=5.0, prevalence=ill) for k in range(150)]
     assert 0.1 < np.mean(np.array(inside) == 0) < 0.3
     row = row_alone(int(np.argmin(inside)), 3, ill)
     assert row["pvc"] == 1 and truth_report(row, min(inside))["ectopy"].presence == "absent"

@@ -83,7 +83,7 @@ def _hdf5(path: Path) -> object:
     try:
         import h5py
     except ImportError as e:
-        raise BadInput(path, "is read by h5py, which is not installed", "pip install -e '.[hdf5]'") from e
+        raise BadInput(path, "is read by h5py, which is not installed", "pip install 'ptacl[hdf5]'") from e
     try:
         return h5py.File(path, "r")
     except OSError as e:
@@ -111,6 +111,7 @@ def read_code15(
         raise BadInput(source, f"has no column {missing[0]}", "Take exams.csv as it was published")
     exams = exams.set_index("exam_id")
     parts = [f for f in sorted(exams.trace_file.unique()) if (folder / f).is_file()]
+    n_files = exams.trace_file.nunique()
     if not parts:
         raise BadInput(
             folder, "holds none of the files that exams.csv names", "Unpack exams_part0.hdf5 at least"
@@ -139,7 +140,6 @@ def read_code15(
         part |= dict.fromkeys(tested.index, "test")
         labels = pd.concat([labels, tested])
         protocol = "six labels; fitted on CODE-15, tested on the CODE test set (gold standard)"
-    n_files = len(set(pd.read_csv(source).trace_file))
     notes = (f"{len(parts)} of {n_files} files are there",) if len(parts) < n_files else ()
 
     def read(record: str) -> ECG:

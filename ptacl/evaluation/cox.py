@@ -115,7 +115,8 @@ class CoxModel:
             raise BadInput(
                 "horizon_y", f"is {horizon_y:g}", f"Give years above 0, up to the last time, {last}"
             )
-        until = self.hazard_T[np.searchsorted(self.times_T, horizon_y, side="right") - 1]
+        n_passed = np.searchsorted(self.times_T, horizon_y, side="right")
+        until = np.r_[0.0, self.hazard_T][n_passed]
         return -np.expm1(-until * np.exp(self.risk(x_BK)))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 
 from ptacl.base.core import BadInput
 
@@ -132,13 +132,9 @@ def fit_many(
     sd_D = np.where(x_BD.std(0) > 1e-12, x_BD.std(0), 1.0)
     x_BD = (x_BD - mean_D) / sd_D
     can_choose = val_labels.columns[(val_labels.sum() > 0) & (val_labels.sum() < len(val_labels))]
-    W = np.zeros((x_BD.shape[1] + 1, y_BC.shape[1]))
-    share_C = y_BC.mean(0).clip(1e-6, 1 - 1e-6)
-    W[-1] = np.log(share_C / (1 - share_C))
     found = []
     for penalty in sorted(penalties, reverse=True):
-        W = _fit_penalty(x_BD, y_BC, penalty, W)
-        probe = ManyProbe(W[:-1], W[-1], mean_D, sd_D, penalty)
+        probe = ManyProbe(*_fit_penalty(x_BD, y_BC, penalty), mean_D, sd_D, penalty)
         aurocs = [np.nan]
         if len(can_choose):
             scores = pd.DataFrame(probe.scores(val_BD), columns=val_labels.columns)
@@ -150,17 +146,14 @@ def fit_many(
     return max(found, key=lambda f: f[0])[1]
 
 
-def _fit_penalty(x_BD: np.ndarray, y_BC: np.ndarray, penalty: float, start: np.ndarray) -> np.ndarray:
-    "Weights and, in the last row, biases."
-    B = len(x_BD)
-
-    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
-        "Sum over classes of the mean cross-entropy and half the penalty; and its gradient."
-        W = w.reshape(start.shape)
-        z_BC = x_BD @ W[:-1] + W[-1]
-        value = (np.logaddexp(0, z_BC) - y_BC * z_BC).sum() / B + penalty / 2 * (W[:-1] ** 2).sum()
-        error_BC = (1 / (1 + np.exp(-np.clip(z_BC, -700, 700))) - y_BC) / B
-        return value, np.concatenate([x_BD.T @ error_BC + penalty * W[:-1], error_BC.sum(0)[None]]).ravel()
-
-    done = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=dict(maxiter=500))
-    return done.x.reshape(start.shape)
+def _fit_penalty(x_BD: np.ndarray, y_BC: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    "Weights and biases; of a class without cases or controls no weight, and a bias that says so."
+    share_C = y_BC.mean(0).clip(1e-6, 1 - 1e-6)
+    weight_DC = np.zeros((x_BD.shape[1], y_BC.shape[1]))
+    bias_C = np.log(share_C / (1 - share_C))
+    model = LogisticRegression(C=1 / (penalty * len(x_BD)), max_iter=1000, tol=1e-6)
+    for c in np.flatnonzero((y_BC.min(0) == 0) & (y_BC.max(0) == 1)):
+        fitted = model.fit(x_BD, y_BC[:, c])
+        weight_DC[:, c] = fitted.coef_[0]
+        bias_C[c] = fitted.intercept_[0]
+    return weight_DC, bias_C

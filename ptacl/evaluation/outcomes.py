@@ -18,6 +18,7 @@ __all__ = [
 
 # %% ../../nbs/evaluation/50_outcomes.ipynb #b7a35b9b
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,8 @@ def read_dates(
     is_date = (text != "") & (stands_for == "")
     dates = pd.to_datetime(text.where(is_date), format="%Y-%m-%d", errors="coerce")
     if (odd := is_date & dates.isna()).any():
-        first = f"the first is {text[odd].iloc[0]!r}"
+        form = re.sub(r"\d", "0", text[odd].iloc[0])  # of a person, so its digits stay here
+        first = f"the first has the form {form!r}"
         remedy = "Write year, month and day, such as 2015-11-03"
         raise BadInput(what, f"{int(odd.sum())} cells are no date, {first}", remedy)
     return dates, stands_for
@@ -243,7 +245,8 @@ def _check_order(
         raise BadInput("death", f"{n} people died before their visit", "Give the visit's and death's columns")
     for what, dates in ((name, first), ("death", died)):
         if after_end == "refused" and (n := int((dates > stop).sum())) > 0:
-            problem = f"{n} dates are after the end of follow-up, {end}; the last is {dates.max():%Y-%m-%d}"
+            days = (dates - stop).max().days
+            problem = f"{n} dates are after the end of follow-up, {end}, by up to {days} days"
             raise BadInput(what, problem, f"{later}, or after_end='censored'")
 
 

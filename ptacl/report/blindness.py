@@ -27,12 +27,8 @@ def _other_numbers(text: str, rng: np.random.Generator) -> str:
 def _other_side(text: str, rng: np.random.Generator) -> str:
     "Left bundle branch block becomes a right one."
     text = re.sub(r"\bLBBB\b", "RBBB", text)
-    return re.sub(
-        r"\b([Ll])eft (bundle[- "
-        r"]branch)",
-        lambda m: ("R" if m[1] == "L" else "r") + "ight " + m[2],
-        text,
-    )
+    left = r"\b([Ll])eft (bundle[- ]branch)"
+    return re.sub(left, lambda m: ("R" if m[1] == "L" else "r") + "ight " + m[2], text)
 
 
 def _other_wall(text: str, rng: np.random.Generator) -> str:
@@ -44,16 +40,8 @@ def _other_wall(text: str, rng: np.random.Generator) -> str:
 def _no_denial(text: str, rng: np.random.Generator) -> str:
     "What is denied is affirmed."
     pairs = [
-        (
-            r"\bThere is no(?: evidence "
-            r"of)?\b",
-            "There is",
-        ),
-        (
-            r"\bNo(?: convincing evidence "
-            r"of)?\b",
-            "Definite",
-        ),
+        (r"\bThere is no(?: evidence of)?\b", "There is"),
+        (r"\bNo(?: convincing evidence of)?\b", "Definite"),
         (r"\bno\b", "clear"),
         (r"\babsent\b", "present"),
     ]

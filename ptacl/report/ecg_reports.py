@@ -6,30 +6,19 @@
 __all__ = ["read_ptbxl_reports"]
 
 # %% ../../nbs/report/73_ecg_reports.ipynb #6bdcfc6a
-import ast
 import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from ptacl.base.core import BadInput, is_file
-from ptacl.base.numbers import file_integer, file_number
+from ptacl.base.numbers import file_integer
+from ptacl.data.ptbxl import read_scp_codes
 from ptacl.report.report_table import ReportTable, inside, make_report_table
 from ptacl.report.structured import read_structured
 
 # %% ../../nbs/report/73_ecg_reports.ipynb #29a7f65e
 _PTBXL_COLUMNS = ("ecg_id", "report", "scp_codes", "strat_fold", "filename_lr", "filename_hr")
 _PTBXL_SEX = {"0": "M", "1": "F", "": ""}
-
-
-def _codes(text: str, path: Path, study: str) -> dict[str, float]:
-    "Diagnoses with their likelihood."
-    try:
-        codes = ast.literal_eval(text)
-        if not isinstance(codes, dict):
-            raise ValueError
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise BadInput(path, f"scp_codes of {study} is no dictionary", "Copy the table again") from None
-    return {str(k): file_number(v, path, f"likelihood of {k} in {study}", 0, 100) for k, v in codes.items()}
 
 
 def _ptbxl_studies(folder: Path, path: Path, fs: int) -> Iterator[dict]:
@@ -55,7 +44,7 @@ def _ptbxl_studies(folder: Path, path: Path, fs: int) -> Iterator[dict]:
                 sections={"report": text},
                 structured=read_structured({"sex": _PTBXL_SEX.get(sex, sex)} | told),
                 split={9: "val", 10: "test"}.get(fold, "train"),
-                labels=_codes(row["scp_codes"], path, study),
+                labels=read_scp_codes(row["scp_codes"], path, row["ecg_id"]),
                 file=path,
             )
 

@@ -79,12 +79,8 @@ class _Pen:
         if "{t}" not in word:
             return word
         if not f.location:
-            return re.sub(
-                r"infarct in the {t} wall|{t} myocardial "
-                r"infarction",
-                "{t} infarction",
-                word,
-            ).format(t="myocardial")
+            bare = r"infarct in the {t} wall|{t} myocardial infarction"
+            return re.sub(bare, "{t} infarction", word).format(t="myocardial")
         return word.format(t=WALLS[f.location][self.a.nouns])
 
     def write(self, frame: str, findings: Sequence[Finding], **words: str) -> None:

@@ -45,8 +45,7 @@ class Parse:
 # %% ../../nbs/report/36_parser.ipynb #abe30592
 _PRESENCE_RANK = {"present": 0, "uncertain": 1, "absent": 2}
 _IMPRESSION = re.compile(
-    r"^(?:impression|conclusion|summary|opinion|in summary|in conclusion)\b[ "
-    r":,-]*",
+    r"^(?:impression|conclusion|summary|opinion|in summary|in conclusion)\b[ :,-]*",
     re.I,
 )
 _LONGEST_SENTENCE = 2_000  # characters; what is longer is no sentence, and counts as unread

@@ -252,8 +252,7 @@ def _read_degree(r: _Reader, t: Token, following: Token | None) -> None:
         waiting
         and waiting[-1].value
         and not re.search(
-            r"\b(?:both|all|are"
-            r"|were)\b",
+            r"\b(?:both|all|are|were)\b",
             r.plain[waiting[-1].at : t.start],
         )
     ):

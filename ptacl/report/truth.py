@@ -20,8 +20,9 @@ from ptacl.report.schema import FINDINGS, TERRITORIES, Finding, Report, report_o
 def ectopic_beats(
     index: int,  # number of the simulated participant, from 0
     seed: int,  # seed of the cohort
+    window_s: float,  # length of the window, s
+    *,
     start_s: float = 0.0,  # start of the window within the strip, s
-    window_s: float = 5.0,  # its length, s
     prevalence: dict[str, float] | None = None,  # condition -> probability, as the cohort was simulated with
 ) -> int:  # ectopic beats inside; 0 for most
     "Count the ectopic beats of a simulated participant inside a window of the 10 s strip."
