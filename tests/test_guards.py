@@ -26,7 +26,7 @@ from ptacl.studies.cells import check_comparison
 from ptacl.studies.comparison import CompareConfig, cells_of
 from ptacl.studies.comparison_tables import r2_statistics
 from ptacl.studies.one_run import EvaluateConfig, open_trained
-from ptacl.training.batches import TrainingBatches
+from ptacl.training.batches import CINE_TRANSFORMS, ECG_TRANSFORMS, TrainingBatches
 from ptacl.training.finetune import finetune, finetune_config
 from ptacl.training.loop import fit
 from ptacl.training.pretraining import PretrainConfig
@@ -153,6 +153,26 @@ def test_own_transforms_do_not_know_how_a_batch_is_divided(parts):
     assert torch.equal(torch.cat([x.signal_BLT for x in shares]), whole.signal_BLT)
     found = [weights(trained(replace(TINY, micro_batch=size), parts, **how)) for size in (0, 2)]
     assert torch.allclose(*found, atol=3e-4)
+
+
+def test_a_transform_by_name_is_the_transform(parts, monkeypatch):
+    "Registered by a module, named in the settings, given to nobody."
+
+    def double(x):
+        return 2 * x
+
+    monkeypatch.setitem(ECG_TRANSFORMS, "double", double)
+    monkeypatch.setitem(CINE_TRANSFORMS, "double", double)
+    by_name = replace(TINY, ecg_transform="double", cine_transform="double")
+    named = TrainingBatches(by_name, parts[0]).at(2).parts[0]()
+    how = dict(ecg_transform=double, cine_transform=double)
+    given = TrainingBatches(TINY, parts[0], **how).at(2).parts[0]()
+    plain = TrainingBatches(TINY, parts[0]).at(2).parts[0]()
+    assert torch.equal(named.signal_BLT, 2 * plain.signal_BLT)
+    assert torch.equal(named.signal_BLT, given.signal_BLT)
+    assert torch.equal(named.cine_BFHW, given.cine_BFHW)
+    with pytest.raises(BadInput, match="`cine_transform` is 'doubel'. Choose one of double"):
+        replace(TINY, cine_transform="doubel")
 
 
 def test_how_often_to_evaluate_stays_where_it_chooses(parts, tmp_path):

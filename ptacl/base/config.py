@@ -190,6 +190,8 @@ class TrainConfig(TaskConfig):
     turn_deg: float = 0.0  # largest rotation of a cine, degrees, each way
     zoom: float = 0.0  # largest change of the logarithm of a cine's size, 0.1 is 0.905 to 1.105 times
     intensity: float = 0.0  # largest change of contrast (0.2 is 0.8 to 1.2 times), brightness by half of it
+    ecg_transform: str = ""  # own transform of training ECGs, by the name that extensions register it by
+    cine_transform: str = ""  # own transform of training cines, by the name that extensions register it by
     # --- optimisation
     n_train: int = 0  # training pairs that are learned from, always the same for a number, 0 is all
     epochs: int = 13  # passes over the training pairs

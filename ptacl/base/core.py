@@ -203,5 +203,7 @@ def entry_of(
     if name not in registry:
         load_extensions(os.environ.get(_EXTENSIONS, ""))
     if name not in registry:
-        raise BadInput("parameters", f"`{what}` is {name!r}", f"Choose one of {', '.join(registry)}")
+        choices = f"Choose one of {', '.join(registry)}"
+        remedy = choices if registry else "Name the module that registers it in `extensions`"
+        raise BadInput("parameters", f"`{what}` is {name!r}", remedy)
     return registry[name]

@@ -103,8 +103,15 @@ REGISTRIES = dict(
     ecg_encoder="ptacl.models.encoders:ECG_ENCODERS",
     phase_map="ptacl.data.phase:PHASE_MAPS",
     log_to="ptacl.training.log_sinks:LOG_SINKS",
+    ecg_transform="ptacl.training.batches:ECG_TRANSFORMS",
+    cine_transform="ptacl.training.batches:CINE_TRANSFORMS",
 )
-MAY_BE_EMPTY = ("log_to", "ecg_encoder")  # of these, settings that need not name an entry
+MAY_BE_EMPTY = (
+    "log_to",
+    "ecg_encoder",
+    "ecg_transform",
+    "cine_transform",
+)  # of these, settings that need not name an entry
 
 
 def registered(
