@@ -56,6 +56,7 @@ def run_notebook(
         cwd=None if cwd is None else str(cwd),
         progress_bar=progress,
         kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # that a local kernel does not encrypt is no news
     )
     return out
 

@@ -6,6 +6,7 @@
 __all__ = ["fabric_from_config", "compile_blocks"]
 
 # %% ../../nbs/training/15_device.ipynb #3cc89e58
+import logging
 import warnings
 from datetime import timedelta
 
@@ -19,6 +20,14 @@ from ptacl.training.distributed import StartedDDP, check_processes
 
 
 # %% ../../nbs/training/15_device.ipynb #ba9efb97
+def _is_news(record: logging.LogRecord) -> bool:
+    "Lightning says at every start in which precision it computes; the configuration says so already."
+    return "Automatic Mixed Precision" not in record.getMessage()
+
+
+logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(_is_news)
+
+
 def fabric_from_config(
     cfg: TrainConfig,  # uses accelerator, precision, devices, nodes
 ) -> Fabric:  # one device a process; processes started together share ranks
