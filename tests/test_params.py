@@ -45,6 +45,9 @@ RECIPES = dict(
     compare_cohort=SimulateConfig,
     other_centre=SimulateConfig,
     bench_gpu=BenchmarkConfig,
+    paper_gpu=TrainConfig,
+    paper_gpu_pretrain=PretrainConfig,
+    compare_paper=CompareConfig,
 )
 
 
@@ -66,6 +69,11 @@ def test_recipes_are_valid(repo):
     cells = cells_of(read["compare_phantom"], count=False)
     assert len(cells) == 9 * 3 + 4 + 22
     assert [c.key for c in cells[:2]] == ["ptacl-seed0", "global_only-seed0"]
+    as_published = cells_of(read["compare_paper"], count=False)
+    assert [c.key for c in as_published] == [
+        f"{name}-seed0" for name in ("ptacl", "global_only", "supervised", "mmcl")
+    ]
+    assert {c.params["preset"] for c in as_published} == {read["paper_gpu"].preset} == {"paper"}
     people = read["compare_cohort"]
     assert people.n - people.n_val - people.n_test == 27_951 and (people.n_val, people.n_test) == (2000, 4000)
 

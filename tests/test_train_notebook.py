@@ -159,36 +159,29 @@ def test_default_run_learns(trained):
     assert train.lr.iloc[-1] < 0.05 * cfg.lr and train.grad_norm.notna().all()
 
 
-def test_same_command_again_keeps_the_run(trained, repo):
+def test_same_command_again_keeps_the_run(repo, tmp_path):
     "A finished run that is named again is not trained again; other settings are refused."
-    before = (trained.folder / "model.safetensors").read_bytes()
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        repo / "nbs" / "train.ipynb",
-        "again.ipynb",
-        "-k",
-        "python3",
-        "--no-progress-bar",
-        "-p",
-        "out",
-        "run",
-        "-p",
-        "n_boot",
-        "50",
-    ]
-    assert (
-        subprocess.run(
-            command, cwd=trained.folder.parent, capture_output=True, text=True, timeout=600
-        ).returncode
-        == 0
-    )
-    assert (trained.folder / "model.safetensors").read_bytes() == before
-    refused = subprocess.run(
-        command + ["-p", "lr", "0.01"], cwd=trained.folder.parent, capture_output=True, text=True, timeout=600
-    )
+    small = dict(data="data_samples", epochs="1", batch_size="16", window_s="2.5", n_frames="8", crop_px="32")
+    small |= dict(out="run", n_boot="20", phenotypes="lvef", workers="1")
+    command = [sys.executable, "-m", "papermill", repo / "nbs" / "train.ipynb", "again.ipynb"]
+    command += ["-k", "python3", "--no-progress-bar"]
+    command += [word for name, value in small.items() for word in ("-p", name, value)]
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        "The command, with more parameters."
+        return subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    first = run()
+    assert first.returncode == 0, first.stderr[-3000:]
+    weights = tmp_path / "run" / "model.safetensors"
+    before = weights.read_bytes()
+    written = weights.stat().st_mtime_ns
+    assert run("-p", "n_boot", "50").returncode == 0
+    assert weights.read_bytes() == before
+    assert len(pd.read_csv(tmp_path / "run" / "log.csv").step.dropna()) == 5  # before, 3 steps, after
+    refused = run("-p", "lr", "0.01")
     assert refused.returncode != 0 and "holds a run with lr = " in refused.stderr
+    assert weights.read_bytes() == before and weights.stat().st_mtime_ns >= written
 
 
 # --- real recordings -----------------------------------------------------------------------------
