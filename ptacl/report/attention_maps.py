@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "STEM_SHIFT",
     "Stretches",
     "conv_stretches",
     "patch_stretches",
@@ -98,9 +99,14 @@ def attention_to_ecg(
 
 
 # %% ../../nbs/report/68_attention_maps.ipynb #dd8ac80f
+STEM_SHIFT = 6  # pixels that the cells of `conv_stem` lie above and left of the grid of 16
+
+
 def attention_to_cine(
     weight_FRC: ArrayLike,  # of the tokens, 0 or more: frames, rows and columns of their grid
     shape: tuple[int, int, int],  # frames, rows and columns of the cine, multiples of the grid's
+    *,
+    shift_px: int = 0,  # how far the cells lie above and left of the even grid; `STEM_SHIFT` for our places
 ) -> np.ndarray:  # adds up to what the weights do, the shape
     "Share the weights of tokens out among their pixels."
     weight_FRC = np.asarray(weight_FRC, dtype=float)
@@ -110,5 +116,12 @@ def attention_to_cine(
             f"shape {weight_FRC.shape} for a cine of {tuple(shape)}",
             "Give frames, rows and columns of the tokens; each divides the cine's",
         )
-    each = [n // k for n, k in zip(shape, weight_FRC.shape, strict=True)]
-    return np.kron(weight_FRC, np.ones(each)) / np.prod(each)
+    shifts = (0, shift_px, shift_px)
+    heat = weight_FRC
+    for axis, (size, n, shift) in enumerate(zip(shape, weight_FRC.shape, shifts, strict=True)):
+        token_of = np.minimum((np.arange(size) + shift) // (size // n), n - 1)
+        each = np.bincount(token_of, minlength=n)
+        heat = np.take(heat, token_of, axis) / each[token_of].reshape(
+            [-1 if k == axis else 1 for k in range(3)]
+        )
+    return heat
