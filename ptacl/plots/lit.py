@@ -66,7 +66,7 @@ def ecg_light(
         low = round((height - p.base_mm + MM_PER_MV / 2) * px_per_mm)
         alpha_HW[max(top, 0) : low, left : left + len(band)] = band
     rgb_HW3 = np.broadcast_to(to_rgb(_INK), (*alpha_HW.shape, 3))
-    return np.rint(255 * np.dstack([rgb_HW3, 0.8 * alpha_HW])).astype(np.uint8)
+    return np.rint(255 * np.dstack([rgb_HW3, 0.65 * alpha_HW])).astype(np.uint8)
 
 
 # %% ../../nbs/plots/65_lit.ipynb #d4d2cd3d
