@@ -109,9 +109,8 @@ def simulate_ecg(
     duration_s: float,  # length, s; 10 at rest in UK Biobank
     noise: float = 1.0,  # 0 = none, 1 = a usual resting strip
     fault_rate: float = 0.0,  # probability that the recording has one of `LEAD_FAULTS`
-) -> tuple[
-    ECG, dict
-]:  # the ECG at 500 Hz; truth: r_peaks, is_ectopic, t_ends, fault ("" = none), fault_leads
+    # the ECG at 500 Hz; truth: r_peaks, is_ectopic, t_ends (samples), fault ("" = none), fault_leads
+) -> tuple[ECG, dict]:
     "Simulate a 12-lead ECG."
     if not noise >= 0:
         raise BadInput("noise", f"is {noise}", "Give 0 (none) or more; 1 is a usual strip.")

@@ -99,7 +99,7 @@ def lit_frames(
 
 
 # %% ../../nbs/plots/65_lit.ipynb #c3b4a9d5
-def _heading(fig: Figure, title: str, notice: str, total: float) -> None:
+def _sheet_heading(fig: Figure, title: str, notice: str, total: float) -> None:
     "Title and notice above the paper."
     fig.text(0.02, 1 - 5 / total, title, fontsize=11, fontweight="bold", va="center")
     fig.text(0.02, 1 - 10 / total, notice, fontsize=8, va="center", color=COLOURS["black"])
@@ -115,10 +115,8 @@ def plot_lit(
     *,
     heat_LT: ArrayLike | None = None,  # map of the ECG; None = no light
     heat_FHW: ArrayLike | None = None,  # map of the cine; None = no light
-    truth_FHW: ArrayLike
-    | None = None,  # mask of the finding in the cine, its outline is drawn; None = unknown
-    truth_T: ArrayLike
-    | None = None,  # samples of the finding, any lead, a line below the traces; None = unknown
+    truth_FHW: ArrayLike | None = None,  # mask of the finding in the cine, drawn as outline; None = unknown
+    truth_T: ArrayLike | None = None,  # its samples in any lead, a line below the traces; None = unknown
     title: str = "",  # the finding, and how sure it is
     notice: str = "",  # below the title, such as that the people are simulated
 ) -> Figure:  # the sheet
@@ -130,7 +128,7 @@ def plot_lit(
     tiles_mm = 0.0 if frames_FHW is None else 2 * (tile + 8)
     total = 14 + paper[1] + tiles_mm
     fig = new_figure(paper[0], total)
-    _heading(fig, title, notice, total)
+    _sheet_heading(fig, title, notice, total)
     if signal_LT is not None:
         ax = fig.add_axes((0, tiles_mm / total, 1, paper[1] / total))
         plot_ecg(signal_LT, fs, lead_names, each_lead=True, ax=ax)

@@ -125,7 +125,7 @@ def _table_html(findings: Sequence[ShownFinding], link: Mapping[int, int], uid: 
 
 
 # %% ../../nbs/plots/67_report_view.ipynb #61653a24
-_STYLE = """
+_REPORT_STYLE = """
 #U{font:15px/1.5 system-ui,sans-serif;max-width:1500px}
 #U input{position:absolute;opacity:0;width:1px;height:1px}
 #U .cols{display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start}
@@ -148,7 +148,7 @@ _STYLE = """
 
 def _rules(uid: str, n: int) -> str:
     "Styles that show what belongs to the chosen button."
-    rules = [_STYLE.replace("#U", f"#{uid}")]
+    rules = [_REPORT_STYLE.replace("#U", f"#{uid}")]
     for k in range(n + 1):
         chosen = f"#{uid}-{k}:checked~.cols"
         rules.append(f"{chosen} .tiles.on-{k}{{display:grid}}{chosen} img.on-{k}{{display:block}}")
