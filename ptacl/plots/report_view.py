@@ -9,7 +9,7 @@ __all__ = ["ShownFinding", "sentence_maps", "ReportView", "report_view"]
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from uuid import uuid4
@@ -161,7 +161,7 @@ def _rules(uid: str, n: int) -> str:
 class ReportView:
     "A report as HTML; the last line of a cell shows it."
 
-    html: str  # one element, nothing outside of it is needed
+    html: str = field(repr=False)  # one element, nothing outside of it is needed
 
     def _repr_html_(self) -> str:
         return self.html
