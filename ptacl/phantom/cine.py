@@ -64,7 +64,8 @@ def simulate_cine(
     noise: float = 1.0,  # 0 = none, 1 = SD of 1/40 of blood
     masks: bool = False,  # also the labels of every pixel, in the truth's `masks_FZHW`
     # the cine; truth: es_phase, LV and RV volume per frame (mL),
-    # middle of the LV in the middle slice (row, column)
+    # middle of the LV in the middle slice (row, column) and, for `slice_contours` of it, place of the slice
+    # and direction of the septum
 ) -> tuple[Cine, dict]:
     "Simulate a short-axis cine."
     check_cine_recipe(n_frames, n_slices, size_px, noise)
@@ -100,6 +101,7 @@ def simulate_cine(
             labels.append(slice_masks(x, y, c, septum))
         if z == n_slices // 2:
             middle = (size_px - 1) / 2 + (offset + hold) / pixel
+            place = dict(depth_mm=depth, slab_mm=spacing if spacing <= 25 else 10.0, shape_2=shape_2)
     cine = Cine(
         frames_FZHW=frames_FZHW,
         spacing_mm=(spacing, pixel, pixel),
@@ -115,6 +117,8 @@ def simulate_cine(
         rv_ml=lat.rvedv_ml - (lat.rvedv_ml - lat.rvesv_ml) * c.out_F,
         centre_row=middle[0],
         centre_col=middle[1],
+        place=place,
+        septum_deg=septum,
     )
     if masks:
         truth["masks_FZHW"] = np.stack(labels, axis=1)

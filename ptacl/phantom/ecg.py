@@ -74,8 +74,8 @@ def _beat_8W(
 # %% ../../nbs/phantom/26_ecg.ipynb #bcfe9722
 def _strip(
     lat: Latents, rng: np.random.Generator, duration_s: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Clean signal (8, T) in mV, times of R (s), is_ectopic."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    "Clean signal (8, T) in mV, times of R (s), is_ectopic, ends of T (s)."
     n = int(round(duration_s * _FS))
     beat = participant_bumps(lat, rng)
     rows = draw_lead_rows(rng)
@@ -88,6 +88,7 @@ def _strip(
     breath = np.sin(2 * np.pi * rng.normal(0.25, 0.03) * r_s + rng.uniform(0, 6.3))
     gain_K8 = 1 + 0.06 * breath[:, None] * rng.normal(size=8)
     signal_8T = np.zeros((8, n))
+    t_end_s = r_s + np.array([repolarisation_ms(lat, rr)[1] for rr in rr_lag]) / 1000
     for r, kind, rr, gain_8 in zip(r_s, ectopic.astype(int), rr_lag, gain_K8, strict=True):
         start = max(int((r - 0.36) * _FS), 0)
         stop = min(int((r + 0.75) * _FS), n)
@@ -99,7 +100,7 @@ def _strip(
         signal_8T[:, start:stop] += _beat_8W(kinds[kind], leads[kind] * gain_8, t_peak, t_end, t_ms)
     if lat.af:
         signal_8T += fibrillatory_waves(np.arange(n) / _FS, rows, rng)
-    return signal_8T, r_s, ectopic
+    return signal_8T, r_s, ectopic, t_end_s
 
 
 def simulate_ecg(
@@ -108,7 +109,8 @@ def simulate_ecg(
     duration_s: float,  # length, s; 10 at rest in UK Biobank
     noise: float = 1.0,  # 0 = none, 1 = a usual resting strip
     fault_rate: float = 0.0,  # probability that the recording has one of `LEAD_FAULTS`
-) -> tuple[ECG, dict]:  # the ECG at 500 Hz; truth: r_peaks, is_ectopic, fault ("" = none), fault_leads
+    # the ECG at 500 Hz; truth: r_peaks, is_ectopic, t_ends (samples), fault ("" = none), fault_leads
+) -> tuple[ECG, dict]:
     "Simulate a 12-lead ECG."
     if not noise >= 0:
         raise BadInput("noise", f"is {noise}", "Give 0 (none) or more; 1 is a usual strip.")
@@ -116,7 +118,7 @@ def simulate_ecg(
         raise BadInput("fault_rate", f"{fault_rate} is no probability", "Give a number from 0 to 1.")
     if not duration_s >= 1:
         raise BadInput("duration_s", f"is {duration_s}", "Give at least 1 (s).")
-    signal_8T, r_s, ectopic = _strip(lat, rng, duration_s)
+    signal_8T, r_s, ectopic, t_end_s = _strip(lat, rng, duration_s)
     n = signal_8T.shape[1]
     signal_8T += electrode_noise(n, _FS, noise, rng)
     fault = ""
@@ -136,4 +138,5 @@ def simulate_ecg(
         derived=(),
         source="phantom",
     )
-    return ecg, dict(r_peaks=peaks[inside], is_ectopic=ectopic[inside], fault=fault, fault_leads=fault_leads)
+    truth = dict(r_peaks=peaks[inside], is_ectopic=ectopic[inside], fault=fault, fault_leads=fault_leads)
+    return ecg, truth | dict(t_ends=np.rint(t_end_s * _FS).astype(np.int64)[inside])

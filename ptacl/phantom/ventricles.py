@@ -12,6 +12,8 @@ __all__ = [
     "place_slices",
     "Contours",
     "angle_bump",
+    "scar_share",
+    "septal_flash",
     "slice_contours",
 ]
 
@@ -226,7 +228,37 @@ def _cut_base(slab: Slab) -> tuple[np.ndarray, np.ndarray]:
     return cut, np.where(whole | gone, slab.cavity_F, np.pi * low**2)
 
 
-# %% ../../nbs/phantom/30_ventricles.ipynb #4297bf8b
+# %% ../../nbs/phantom/30_ventricles.ipynb #55d4f756
+_SCAR = {  # level and angle (degrees) of an infarct's middle
+    "anterior": (0.75, 60.0),
+    "inferior": (0.30, -80.0),
+    "lateral": (0.50, 170.0),
+    "": (0.0, 0.0),
+}
+
+
+def scar_share(
+    lat: Latents,  # the participant
+    angle_FA: np.ndarray,  # angles on the wall, 0 = septum, twist taken off, any shape, radians
+    level: float,  # of the slice, 0 = base, 1 = apex
+) -> np.ndarray:  # how much of the wall does not move, 0 to 1, the shape of the angles
+    "Where an old infarct has left a scar."
+    height, at_deg = _SCAR[lat.territory]
+    return angle_bump(angle_FA, at_deg, 42.0) * lat.mi * np.clip(1.5 - abs(level - height) / 0.35, 0, 1)
+
+
+# %% ../../nbs/phantom/30_ventricles.ipynb #ee415560
+def septal_flash(
+    lat: Latents,  # the participant
+    angle_FA: np.ndarray,  # angles on the wall, 0 = septum, (F, A) or (A,), radians
+    time_ms: np.ndarray,  # times after R, (F,), ms
+) -> np.ndarray:  # its share of the largest, 0 to 1, (F, A)
+    "Where and when the septum moves inwards before ejection in LBBB."
+    when = np.exp(-0.5 * ((np.asarray(time_ms)[:, None] - 55) / 28) ** 2)
+    return lat.lbbb * angle_bump(angle_FA, 0.0, 45.0) * when
+
+
+# %% ../../nbs/phantom/30_ventricles.ipynb #ef90544d
 def _leave_anterior(rv_FA: np.ndarray, epi_FA: np.ndarray, share_F: np.ndarray) -> np.ndarray:
     "Take the inferior part of the RV away, where the right atrium shows, until its share is left."
     half = N_ANGLES // 2
@@ -237,26 +269,6 @@ def _leave_anterior(rv_FA: np.ndarray, epi_FA: np.ndarray, share_F: np.ndarray) 
     left = np.clip((wanted - before) / np.maximum(sector, 1e-6), 0, 1)
     left = np.roll(left[:, ::-1], -half, axis=1)
     return np.sqrt(epi_FA**2 + left * np.maximum(rv_FA**2 - epi_FA**2, 0))
-
-
-_SCAR = {  # level and angle (degrees) of an infarct's middle
-    "anterior": (0.75, 60.0),
-    "inferior": (0.30, -80.0),
-    "lateral": (0.50, 170.0),
-    "": (0.0, 0.0),
-}
-
-
-def _scar(lat: Latents, ang_FA: np.ndarray, level: float) -> np.ndarray:
-    "How much of the wall is scar, 0 to 1, (F, A)."
-    height, at_deg = _SCAR[lat.territory]
-    return angle_bump(ang_FA, at_deg, 42.0) * lat.mi * np.clip(1.5 - abs(level - height) / 0.35, 0, 1)
-
-
-def _septal_flash(lat: Latents, ang_FA: np.ndarray, time_ms: np.ndarray, area_mm2: float) -> np.ndarray:
-    "Inward motion of the septum before ejection in LBBB, (F, A), mm."
-    when = np.exp(-0.5 * ((time_ms[:, None] - 55) / 28) ** 2)
-    return lat.lbbb * 4.5 * angle_bump(ang_FA, 0.0, 45.0) * when * min(1.0, area_mm2 / 1200)
 
 
 def _wall_slope(lat: Latents, out_1: np.ndarray, depth_mm: float, level: float) -> float:
@@ -286,9 +298,9 @@ def slice_contours(
     # a large RV flattens the septum in diastole
     flat = 0.18 * float(lat.rvd) * angle_bump(ang, 0.0, 48.0) * (1 - 0.6 * out[:, None])
     form = 1 + shape_2[0] * np.cos(2 * (ang - shape_2[1])) - flat
-    scar = _scar(lat, ang, level)
+    scar = scar_share(lat, ang, level)
     rest = form * np.sqrt(cavity[0] / _area(form))[:, None]
-    flash = _septal_flash(lat, ang, time_ms, cavity[0])
+    flash = 4.5 * min(1.0, cavity[0] / 1200) * septal_flash(lat, ang, time_ms)
     drift = 3.5 * out[:, None]  # towards the septum in systole, mm [assumed; about that of one real series]
     endo = _to_area(np.maximum(rest - flash + drift * np.cos(ang), 0.3), (1 - 0.92 * scar) * form, cavity)
     wall = np.maximum(outer_area - cavity, 10.0)
