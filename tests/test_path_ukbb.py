@@ -86,6 +86,7 @@ def ukbb(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_ten_commands(repo, ukbb):
     "One shell, from the repository's folder: each command ends well, and the tables say what they should."
     work = ukbb / "work"
