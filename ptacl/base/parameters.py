@@ -36,14 +36,15 @@ from ptacl.base.core import BadInput, entry_of, load_extensions
 def check_names(
     given: list[str],  # names that were set
     known: list[str],  # names that exist
+    what: str = "parameter",  # what they are names of
 ) -> None:  # nothing; raises `BadInput` naming the nearest right name
-    "Refuse a parameter that does not exist."
+    "Refuse a name that does not exist."
     for name in given:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"Did you mean `{near[0]}`?" if near else f"The parameters are: {', '.join(known)}."
-        raise BadInput("parameters", f"there is no parameter `{name}`", hint)
+        hint = f"Did you mean `{near[0]}`?" if near else f"The {what}s are: {', '.join(known)}."
+        raise BadInput("parameters", f"there is no {what} `{name}`", hint)
 
 
 # %% ../../nbs/base/05_parameters.ipynb #ecbcfacb

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import solveh_banded
+from scipy.signal import butter, filtfilt, iirnotch, medfilt
 
 from ptacl.base.core import BadInput, entry_of
 from ptacl.data.ecg import ECG, resample_ecg
@@ -73,6 +74,7 @@ class InputRecipe:
     # of (samples in mV at the encoder's rate, missing leads 0, (L, T); False = lead missing, (L,)) -> (L, T)
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
     said: str  # the same in words
+    fs: float = 0.0  # the only rate that it is made for, Hz; 0 = any
 
 
 def _as_mmcl(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> np.ndarray:
@@ -82,6 +84,21 @@ def _as_mmcl(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> np.ndarray:
     for lead in np.flatnonzero(lead_ok_L):
         clipped_LT[lead] -= asymmetric_baseline(clipped_LT[lead])
     return scale_groups(clipped_LT, (3, 6, 12), lead_ok_L)
+
+
+def _as_ecgfounder(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> np.ndarray:
+    "Notch, band and median baseline of each lead at 500 Hz, scaled by all leads together."
+    out_LT = np.zeros(signal_LT.shape)
+    if signal_LT.shape[1] < 30:  # what the filters need to start
+        raise BadInput(
+            "signal", f"holds {signal_LT.shape[1]} samples", "ECGFounder's filters need 30 or more"
+        )
+    notch = iirnotch(50.0, 30.0, 500.0)
+    band = butter(4, [0.67, 40.0], "bandpass", fs=500.0)
+    for lead in np.flatnonzero(lead_ok_L):
+        filtered_T = filtfilt(*band, filtfilt(*notch, signal_LT[lead]))
+        out_LT[lead] = filtered_T - medfilt(filtered_T, 201)
+    return scale_groups(out_LT, (12,), lead_ok_L)
 
 
 def _as_a_whole(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> np.ndarray:
@@ -101,6 +118,11 @@ INPUT_RECIPES = {
     "whole": InputRecipe(
         _as_a_whole, "scaled to mean 0 and variance 1 over all leads together, not filtered"
     ),
+    "ecgfounder": InputRecipe(
+        _as_ecgfounder,
+        "50 Hz notch, 0.67-40 Hz, median baseline of 0.4 s, scaled over all leads together",
+        fs=500.0,
+    ),
     "each_lead": InputRecipe(_lead_by_lead, "each lead scaled to mean 0 and variance 1, not filtered"),
 }
 
@@ -116,10 +138,14 @@ def recipe_windows(
     # windows without unit, float32, (W, L, T), and False where a lead is missing or flat, (L,)
 ) -> tuple[np.ndarray, np.ndarray]:
     "Prepare a recording as the authors of a network do."
-    function = entry_of(INPUT_RECIPES, recipe, "recipe").function
+    entry = entry_of(INPUT_RECIPES, recipe, "recipe")
+    if entry.fs not in (0.0, fs):
+        raise BadInput(
+            recipe, f"is made for {entry.fs:g} Hz, not for {fs:g} Hz", "Take a network of its rate"
+        )
     at_rate = resample_ecg(ecg, fs)
     n = round(window_s * fs)
-    made_LT = function(np.where(at_rate.lead_ok_L[:, None], at_rate.signal_LT, 0.0), at_rate.lead_ok_L)
+    made_LT = entry.function(np.where(at_rate.lead_ok_L[:, None], at_rate.signal_LT, 0.0), at_rate.lead_ok_L)
     W = max(1, made_LT.shape[1] // n) if windows == "mean" else 1
     made_LT = made_LT[:, : W * n].astype(np.float32)
     made_LT = np.pad(made_LT, ((0, 0), (0, W * n - made_LT.shape[1])))

@@ -397,6 +397,13 @@ def _header_of(path: Path) -> Path:
     for hea in (Path(f"{path}.hea"), path.with_suffix(".hea") if path.name else path):
         if is_file(hea):
             return hea
+    if path.is_dir():
+        raise BadInput(
+            path,
+            "is a folder, not a recording",
+            "Name its recordings, one by one or as find_ecgs(FOLDER).values() of ptacl.use.command lists "
+            "them, or give the folder to the command ptacl-embed",
+        )
     raise BadInput(
         path,
         "no such WFDB record (no header file)",

@@ -45,7 +45,7 @@ def scored_phenotypes(
     least: int = LEAST_KNOWN,  # participants of each part who have it
 ) -> dict[str, str]:  # phenotype -> unit, in the order asked for
     "The phenotypes that can be scored."
-    check_names(list(wanted), list(known))
+    check_names(list(wanted), list(known), "column")
     units = {}
     for name in wanted or known:
         counts = [table[name].count() for table in (train, test)]

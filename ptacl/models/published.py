@@ -43,7 +43,7 @@ def translate(
     wanted = {name.format(i) for name in required for i in range(depth if "{}" in name else 1)}
     wrong = dict(missing=sorted(wanted - weights.keys()), unknown=sorted(weights.keys() - known.keys()))
     problems = [f"{len(keys)} {what}: {first_names(keys)}" for what, keys in wrong.items() if keys]
-    if not depth:
+    if not depth and any("{}" in name for name in names):
         problems.append("no transformer block")
     if problems:
         raise BadInput(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,11 +20,19 @@ from torch import Tensor
 
 from ptacl.base.core import BadInput, load_extensions
 from ptacl.models.ecg_encoder import ECGEncoder
+from ptacl.models.foundation import ecgfm_encoder, ecgfounder_encoder
 from ptacl.models.published import encoder_from_weights, timm_weights, vitmae_encoder
 from ptacl.models.weights import first_names
 
 # %% ../../nbs/models/92_recognised.ipynb #e6703cbf
 _NESTED = ("model", "state_dict", "model_state_dict")  # where checkpoints keep their weights
+_NUMPY_NUMBER = np.float64(0).__reduce__()[0]  # what makes a NumPy number of its type and bytes
+_NUMPY_PLAIN = [
+    (_NUMPY_NUMBER, "numpy.core.multiarray.scalar"),  # as NumPy 1 calls it
+    (_NUMPY_NUMBER, "numpy._core.multiarray.scalar"),
+    (np.dtype, "numpy.dtype"),
+    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")},
+]
 
 
 def read_state_dict(
@@ -36,15 +45,17 @@ def read_state_dict(
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_PLAIN):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         needs_code = "weights_only" in str(e) or "Unsupported global" in str(e)
         if needs_code and "GLOBAL" in str(e):
             raise BadInput(
                 path,
                 "holds Python objects beside tensors, and reading them would run code from the file",
-                "Load it once where you trust it, and save the tensors alone: "
-                "torch.save({k: v for k, v in model.items() if torch.is_tensor(v)}, NEW), or as safetensors",
+                "Load it once where you trust it, and save the tensors alone: c = torch.load(FILE, "
+                "weights_only=False); m = c.get('model', c.get('state_dict', c)); "
+                "torch.save({k: v for k, v in m.items() if torch.is_tensor(v)}, NEW)",
             ) from e
         kind = "SafetensorError" if isinstance(e, SafetensorError) else type(e).__name__
         raise BadInput(
@@ -119,6 +130,33 @@ PUBLISHED: dict[str, PublishedEncoder] = {
         preparation=_input_of(500.0, 5.0, "mmcl"),
         caution="how its authors prepare ECGs is not public; MMCL's recipe is taken",
     ),
+    "ecgfounder": PublishedEncoder(
+        title="ECGFounder's 12-lead encoder",
+        keys=(
+            "first_conv.conv.weight",
+            "stage_list.0.block_list.0.conv1.conv.weight",
+            "stage_list.0.block_list.0.se_fc1.weight",
+        ),
+        read=ecgfounder_encoder,
+        licence="MIT for the code; for the weights see PKUDigitalHealth/ECGFounder on the hub",
+        citation="Li and others, NEJM AI 2(7):AIoa2401033, 2025 (arXiv 2410.04133)",
+        preparation=_input_of(500.0, 10.0, "ecgfounder"),
+        caution="its authors score PTB-XL without the filters, which is the recipe whole",
+    ),
+    "ecg_fm": PublishedEncoder(
+        title="ECG-FM's encoder",
+        keys=(
+            "feature_extractor.conv_layers.0.0.weight",
+            "post_extract_proj.weight",
+            "conv_pos.pos_conv.0.bias",
+            "encoder.layers.0.self_attn.q_proj.weight",
+        ),
+        read=ecgfm_encoder,
+        licence="MIT for the code; for the weights see wanglab/ecg-fm on the hub",
+        citation="McKeen and others, ECG-FM, arXiv 2408.05178, 2024",
+        preparation=_input_of(500.0, 5.0, "each_lead"),
+        caution="it has seen PhysioNet 2021 (PTB-XL, CPSC2018, Georgia, Chapman, Ningbo) in pre-training",
+    ),
 }
 
 
@@ -129,7 +167,7 @@ def recognise(
 ) -> str:  # a name of `PUBLISHED`
     "Say whose weights these are, by their keys."
     load_extensions(os.environ.get("PTACL_EXTENSIONS", ""))
-    names = {k.removeprefix("vit.") for k in weights} | set(weights)
+    names = set(weights).union(*({k.removeprefix(start) for k in weights} for start in ("vit.", "encoder.")))
     found = [name for name, entry in PUBLISHED.items() if set(entry.keys) <= names]
     if not found:
         raise BadInput(

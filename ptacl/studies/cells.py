@@ -70,7 +70,7 @@ def held_out_table(
     "What a method does for every held-out participant."
     names = listed(cfg.phenotypes)
     sick = _scored_conditions(cfg, fitted.table, test)
-    check_names(names, list(fitted.table))
+    check_names(names, list(fitted.table), "column")
     out = dict(participant_id=test.participant_id)
     scaled_BD = StandardScaler().fit(fitted.ecg_BD).transform(arrays["ecg_BD"])
     spaces = {"ecg": (scaled_BD, scaled_BD)}  # query and gallery
@@ -255,4 +255,4 @@ def check_comparison(
             if folder and is_store(folder):
                 stored_data(cfg, row, which=which, make=False)
         for settings in (row, TrainConfig.from_params(cell.cmr)):
-            check_names(listed(settings.targets), list(known))
+            check_names(listed(settings.targets), list(known), "column")

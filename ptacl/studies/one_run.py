@@ -97,7 +97,7 @@ def open_trained(
     require_people(len(train), len(test), data)
     known = phenotype_columns(cohort)
     flags = [c for c in known if set(cohort.table[c].dropna()) == {0, 1}]
-    check_names(listed(cfg.conditions), flags)
+    check_names(listed(cfg.conditions), flags, "column")
     numbers = known if cfg.phenotypes else {n: unit for n, unit in known.items() if n not in flags}
     units = scored_phenotypes(train.table, test.table, numbers, listed(cfg.phenotypes))
     _outcome_parts(cfg, train, test)

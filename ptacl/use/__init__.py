@@ -1,6 +1,13 @@
 """A trained ECG encoder in use: from files to vectors and phenotypes, as a command, as ONNX."""
 
-from ptacl.use.embed import left_out
-from ptacl.use.phenotypes import ECGEncoder
+from importlib import import_module
 
 __all__ = ["ECGEncoder", "left_out"]
+_HOMES = {"ECGEncoder": "ptacl.use.phenotypes", "left_out": "ptacl.use.embed"}
+
+
+def __getattr__(name: str) -> object:
+    "Import a name when it is asked for, so that the command can answer `--help` at once."
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -6,7 +6,6 @@
 __all__ = ["ECGFeatures", "find_ecgs", "table_writer", "embed_command"]
 
 # %% ../../nbs/use/18_command.ipynb #33e08105
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -19,7 +18,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from ptacl.base.core import BadInput, write_atomic
 from ptacl.data.ecg_files import recording_suffixes
 from ptacl.models.ecg_encoder import ECGEncoder
-from ptacl.use.embed import PRECISIONS, Source, doubts_of, embed, left_out, shared_head
+from ptacl.use.arguments import embed_parser
+from ptacl.use.embed import Source, doubts_of, embed, left_out, shared_head
 
 
 # %% ../../nbs/use/18_command.ipynb #3b616611
@@ -97,6 +97,8 @@ def find_ecgs(
             raise BadInput(where, f"holds no {kinds} file", "Give the folder in which the ECGs lie")
         return {p.relative_to(where).as_posix(): p for p in files}
     if where.suffix != ".txt":
+        if not any(p.is_file() for p in (where, Path(f"{where}.hea"), where.with_suffix(".hea"))):
+            raise BadInput(where, "no such folder, list or recording", "Correct the path")
         return {where.name: where}
     try:
         lines = [line.strip() for line in where.read_text(encoding="utf-8-sig").splitlines()]
@@ -142,53 +144,7 @@ def embed_command(
     # 0 = some recording could be read, 1 = none could, 2 = wrong arguments
 ) -> int:
     "What `ptacl-embed` does."
-    parser = argparse.ArgumentParser(
-        "ptacl-embed", description="Turn the ECGs of a folder into vectors of a trained encoder."
-    )
-    parser.add_argument(
-        "ecgs",
-        metavar="FOLDER_OR_LIST",
-        help="folder with ECGs (WFDB, MUSE or CardioSoft XML, DICOM), or a .txt with one path a line",
-    )
-    parser.add_argument(
-        "--encoder",
-        required=True,
-        metavar="RUN",
-        help="folder of a trained model, or owner/name on the Hugging Face hub",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="FILE",
-        help="table to write: .parquet, .tsv or .csv; "
-        "what was left out goes to FILE's name with .left_out.tsv, what is doubtful to .doubts.tsv",
-    )
-    parser.add_argument(
-        "--which",
-        default="features",
-        choices=("features", "embedding"),
-        help="before the projection head (default), or the embedding shared with the cines",
-    )
-    parser.add_argument(
-        "--windows",
-        default="first",
-        choices=("first", "mean"),
-        help="the first window (default), or the mean over all",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, help="windows that go through the encoder at once (default 64)"
-    )
-    parser.add_argument(
-        "--precision",
-        default="32-true",
-        choices=PRECISIONS,
-        help="float32 (default), or bfloat16 where that is safe: faster, a little different",
-    )
-    parser.add_argument(
-        "--workers", type=int, help="processes that read many files (default: as many as processors)"
-    )
-    parser.add_argument("--no-doubts", action="store_true", help="do not look at recordings as training does")
-    asked = parser.parse_args(argv)
+    asked = embed_parser().parse_args(argv)
     try:
         write = table_writer(asked.out)
         encoder = ECGEncoder.from_pretrained(asked.encoder)

@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "PRECISIONS",
     "has_head",
     "shared_head",
     "encoder_identity",
@@ -39,6 +38,7 @@ from ptacl.data.many_ecgs import Source, windows_of_each
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.layers import ProjectionHead
 from ptacl.models.weights import fit_weights, read_settings, read_weights
+from ptacl.use.arguments import PRECISIONS
 
 
 # %% ../../nbs/use/10_embed.ipynb #432a6a9d
@@ -178,9 +178,6 @@ def _warn_of_doubts(doubtful: list[dict[str, str]], n: int) -> None:
 
 
 # %% ../../nbs/use/10_embed.ipynb #9593ddf0
-PRECISIONS = ("32-true", "bf16-mixed")
-
-
 def _network(
     encoder: ECGEncoder, head: ProjectionHead | None, precision: str
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
