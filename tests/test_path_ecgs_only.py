@@ -93,7 +93,8 @@ def test_a_wrong_path_of_ptb_xl(tmp_path):
 def test_tsv_needs_no_extra_package_and_help_no_heavy_one(tmp_path):
     listed = tmp_path / "two.txt"
     listed.write_text("\n".join(str(p) for p in sorted((samples_dir() / "ecg").glob("*.hea"))[:2]))
-    block = "import sys; sys.modules['pyarrow'] = None; from ptacl.use.arguments import embed_main; sys.exit(embed_main())"
+    block = "import sys; sys.modules['pyarrow'] = None; from ptacl.use.arguments import embed_main; "
+    block += "sys.exit(embed_main())"
     asked = [str(listed), "--encoder", "sample", "--out", str(tmp_path / "z.tsv")]
     done = subprocess.run([sys.executable, "-c", block, *asked], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
