@@ -14,7 +14,7 @@ from ptacl.base.core import BadInput, samples_dir
 from ptacl.data.ptbxl import read_ptbxl
 from ptacl.evaluation.beforehand import scored_phenotypes
 from ptacl.models.ecg_encoder import ECGEncoder
-from ptacl.use.arguments import main
+from ptacl.use.arguments import embed_main
 from ptacl.use.embed import embed
 
 PAGE = "nbs/tutorials/12_ecgs_only.ipynb"
@@ -70,11 +70,11 @@ def test_a_folder_is_no_recording(encoder):
 def test_a_misspelt_folder_overwrites_no_earlier_table(tmp_path, capsys):
     for name in ("z.tsv", "z.left_out.tsv"):
         (tmp_path / name).write_text("earlier")
-    code = main([str(tmp_path / "ecsg"), "--encoder", "sample", "--out", str(tmp_path / "z.tsv")])
+    code = embed_main([str(tmp_path / "ecsg"), "--encoder", "sample", "--out", str(tmp_path / "z.tsv")])
     assert (
         code == 2 and "ecsg: no such folder, list or recording. Correct the path" in capsys.readouterr().err
     )
-    code = main([str(samples_dir() / "ecg"), "--encoder", "sampel", "--out", str(tmp_path / "z.tsv")])
+    code = embed_main([str(samples_dir() / "ecg"), "--encoder", "sampel", "--out", str(tmp_path / "z.tsv")])
     assert code == 2 and "sampel: no such folder. Give the folder of a model" in capsys.readouterr().err
     assert {(tmp_path / name).read_text() for name in ("z.tsv", "z.left_out.tsv")} == {"earlier"}
 
@@ -93,9 +93,8 @@ def test_a_wrong_path_of_ptb_xl(tmp_path):
 def test_tsv_needs_no_extra_package_and_help_no_heavy_one(tmp_path):
     listed = tmp_path / "two.txt"
     listed.write_text("\n".join(str(p) for p in sorted((samples_dir() / "ecg").glob("*.hea"))[:2]))
-    block = (
-        "import sys; sys.modules['pyarrow'] = None; from ptacl.use.arguments import main; sys.exit(main())"
-    )
+    block = "import sys; sys.modules['pyarrow'] = None; from ptacl.use.arguments import embed_main; "
+    block += "sys.exit(embed_main())"
     asked = [str(listed), "--encoder", "sample", "--out", str(tmp_path / "z.tsv")]
     done = subprocess.run([sys.executable, "-c", block, *asked], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
