@@ -8,9 +8,10 @@ __all__ = ["Parameter", "Symbol", "symbols_of", "parameters_of_cell"]
 # %% ../../nbs/docs/10_reference.ipynb #70624107
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 # %% ../../nbs/docs/10_reference.ipynb #109973fd
@@ -22,6 +23,7 @@ class Parameter:
     type: str  # annotation; empty = none
     default: str  # source of the default; empty = there is none
     meaning: str  # its comment
+    group: str = ""  # of an experiment's parameters: the banner above it
 
 
 # %% ../../nbs/docs/10_reference.ipynb #ab808c53
@@ -158,6 +160,9 @@ def _parameters(args: ast.arguments, comments: Mapping[int, str]) -> list[Parame
 # %% ../../nbs/docs/10_reference.ipynb #55c93086
 def parameters_of_cell(
     source: str,  # an experiment's cell of parameters
-) -> list[Parameter]:  # in the order of the cell
+) -> list[Parameter]:  # in the order of the cell, each with its group
     "What an experiment's cell of parameters says of each."
-    return list(_annotated(ast.parse(source).body, _comments(source)))
+    first, *banners = re.split(r"^# --- (.*)\n", source, flags=re.M)
+    groups = zip(["", *banners[::2]], [first, *banners[1::2]], strict=True)
+    parts = [(group, _annotated(ast.parse(text).body, _comments(text))) for group, text in groups]
+    return [replace(p, group=group) for group, found in parts for p in found]

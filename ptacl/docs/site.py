@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "STYLE",
+    "SCRIPT",
     "SPHINX",
     "Section",
     "read_order",
@@ -22,18 +23,20 @@ import gc
 import html
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import ptacl
 from ptacl.base.core import BadInput
+from ptacl.docs.overviews import contents_of, section_page
 from ptacl.docs.pages import Site, page_of, page_text, plain_text, prose, read_notebook_cells
 from ptacl.docs.reference import symbols_of
 
@@ -104,7 +107,7 @@ def mathml(
 def setup(
     app: object,  # the builder, a sphinx.application.Sphinx
 ) -> dict[str, bool]:  # that pages may be made in parallel
-    "What Sphinx calls: this module is its extension for formulas."
+    "What Sphinx calls: this module is its extension for formulas and for the words that search shows."
     from docutils import nodes
     from docutils.utils.math import MathError
     from sphinx.util import logging
@@ -117,8 +120,27 @@ def setup(
             logging.getLogger(__name__).warning(f"formula {node.astext()}: {e}", location=node)
         raise nodes.SkipNode
 
+    texts = {}
+
+    def keep(app: object, page: str, template: str, context: dict, doctree: object) -> None:
+        "Keep the words of a page, for the excerpts of the search, which alone loads them."
+        if page == "search":
+            app.add_js_file("texts.js")
+        elif doctree is not None:
+            texts[page] = " ".join(re.sub(r"<[^>]*>", " ", context["body"]).split())
+
+    def write(app: object, error: Exception | None) -> None:
+        "Write the words of all pages."
+        if not error:
+            said = json.dumps(texts, ensure_ascii=False, sort_keys=True)
+            (Path(app.outdir) / "_static" / "texts.js").write_text(
+                f"const TEXTS = {said};\n", encoding="utf-8"
+            )
+
+    app.connect("html-page-context", keep)
+    app.connect("build-finished", write)
     app.add_html_math_renderer("mathml", inline_renderers=(visit, None), block_renderers=(visit, None))
-    return dict(parallel_read_safe=True, parallel_write_safe=True)
+    return dict(parallel_read_safe=True, parallel_write_safe=False)
 
 
 # %% ../../nbs/docs/30_site.ipynb #9f56c631
@@ -150,6 +172,23 @@ math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-
 }
 """
 
+# %% ../../nbs/docs/30_site.ipynb #7a4c28ec
+# what every page runs
+SCRIPT = """"use strict";
+const box = document.querySelector(".sidebar-scroll");
+const here = box && [...box.querySelectorAll(".current-page")].pop();
+const top_of = (element) => element.getBoundingClientRect().top;
+if (here) box.scrollTop += top_of(here) - top_of(box) - box.clientHeight / 3;
+if (document.getElementById("search-results")) {
+  window.fetch = async (url) => {
+    const page = new URL(url, location).pathname.split("/");
+    const depth = new URL(".", location).pathname.split("/").length - 1;
+    const words = TEXTS[page.slice(depth).join("/").replace(/\\.html$/, "")];
+    return { text: async () => `<div role="main">${words || ""}</div>` };
+  };
+}
+"""
+
 
 # %% ../../nbs/docs/30_site.ipynb #5e27f772
 def write_sources(
@@ -176,32 +215,35 @@ def write_sources(
     pages["symbols"] = prose("\n\n".join(lists), site, "")
     if (root / "CONTRIBUTING.md").is_file():
         pages["contributing"] = prose((root / "CONTRIBUTING.md").read_text(encoding="utf-8"), site, "..")
-    pages["index"] += _contents(order, site)
+    _add_sections(order, site.pages, pages)
     for page, text in pages.items():
         (source / page).parent.mkdir(parents=True, exist_ok=True)
         (source / f"{page}.md").write_text(text, encoding="utf-8")
     (source / "_static").mkdir()
     (source / "_static" / "ptacl.css").write_text(STYLE, encoding="utf-8")
+    (source / "_static" / "ptacl.js").write_text(SCRIPT, encoding="utf-8")
     return site
 
 
-def _contents(order: Sequence[Section], site: Site) -> str:
-    "The tables of contents, one for each section."
-    tables = []
-    has_symbols = False
-    for i, s in enumerate(order):
-        pages = [site.pages[n] for n in s.notebooks]
-        if not i and (site.root / "CONTRIBUTING.md").is_file():
-            pages.append("contributing")
-        if not has_symbols and s.title.startswith("Reference"):
-            pages = ["symbols", *pages]
-            has_symbols = True
-        entries = [p if p != "index" else "Overview <self>" for p in pages]
-        head = ["", "```{toctree}", ":hidden:", f":caption: {s.title}", ""]
-        tables.append("\n".join([*head, *entries, "```", ""]))
-    if not has_symbols:
-        tables.append("\n```{toctree}\n:hidden:\n:caption: Reference\n\nsymbols\n```\n")
-    return "".join(tables)
+def _add_sections(order: Sequence[Section], of: Mapping[str, str], pages: dict[str, str]) -> None:
+    "Give every section a page, which the sidebar folds by, and the index the table of contents of all."
+    first, *rest = order
+    tree = {s.title: [of[n] for n in s.notebooks] for s in rest}
+    tree["Reference"] = ["symbols", *tree.get("Reference", [])]
+    for title in sorted(tree, key=lambda t: -t.count(": ")):  # the inner ones first
+        entries = tree[title] + [_address(t) for t in tree if t.startswith(f"{title}: ")]
+        name = title.rpartition(": ")[2]
+        is_lesson = not title.startswith("Reference")
+        pages[_address(title)] = section_page(name[0].upper() + name[1:], entries, pages, is_lesson)
+    start = ["Overview <self>", *[of[n] for n in first.notebooks if n != "index.ipynb"]]
+    start += [page for page in ("contributing",) if page in pages]
+    tops = dict.fromkeys([s.title.partition(": ")[0] for s in rest] + ["Reference"])
+    pages["index"] += contents_of([*start, *map(_address, tops)])
+
+
+def _address(title: str) -> str:
+    "Where the page of a section is."
+    return f"sections/{re.sub(r'[^a-z0-9]+', '-', title.lower())}"
 
 
 # %% ../../nbs/docs/30_site.ipynb #8f89df75
@@ -246,8 +288,8 @@ def _problem_of(page: Path, tag: str, target: str, anchors: dict[Path, set[str]]
 # settings of Sphinx, MyST and furo
 SPHINX = dict(
     project="ptacl",
-    html_title="ptacl",
-    extensions=["myst_parser", "ptacl.docs.site"],
+    html_title=f"ptacl {ptacl.__version__}",
+    extensions=["myst_parser", "sphinx_copybutton", "sphinx_design", "ptacl.docs.site"],
     html_theme="furo",
     html_math_renderer="mathml",
     language="en",
@@ -260,12 +302,14 @@ SPHINX = dict(
     add_module_names=False,
     html_static_path=["_static"],
     html_css_files=["ptacl.css"],
+    html_js_files=["ptacl.js"],
     html_copy_source=False,
     html_show_sourcelink=False,
-    html_show_search_summary=False,
+    html_show_search_summary=True,
     html_show_sphinx=False,
     html_show_copyright=False,
     html_use_index=True,
+    copybutton_selector="div:not(.output) > div.highlight > pre",
     highlight_language="none",
     pygments_style="friendly",
     html_theme_options={"navigation_with_keys": True},
@@ -278,7 +322,7 @@ def build(
     out: Path,  # folder of the site; made anew if a site stands there
 ) -> Path:  # its first page
     "Build the site; nothing is executed and nothing is fetched."
-    for name in ("furo", "myst_parser", "sphinx"):
+    for name in ("furo", "myst_parser", "sphinx", "sphinx_copybutton", "sphinx_design"):
         if importlib.util.find_spec(name) is None:
             raise BadInput("docs", f"{name} is not installed", "pip install -c constraints.txt -e '.[docs]'")
     if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").is_file():
