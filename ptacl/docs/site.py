@@ -36,9 +36,9 @@ from urllib.parse import unquote
 
 import ptacl
 from ptacl.base.core import BadInput
-from ptacl.docs.overviews import contents_of, section_page
-from ptacl.docs.pages import Site, page_of, page_text, plain_text, prose, read_notebook_cells
-from ptacl.docs.reference import symbols_of
+from ptacl.docs.overviews import contents_of, message_page, section_page, symbol_page
+from ptacl.docs.pages import Site, page_of, page_text, prose, read_notebook_cells
+from ptacl.docs.reference import messages_of, symbols_of
 
 
 # %% ../../nbs/docs/30_site.ipynb #12986b44
@@ -144,9 +144,12 @@ def setup(
 
 
 # %% ../../nbs/docs/30_site.ipynb #9f56c631
+# what is added to the theme's style
 STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
 .content img.output, .content figure img { max-width: 100%; height: auto; }
 .content img.output, .content figure img { background: #fff; border-radius: 4px; }
+.sd-card .sd-card-img-top { height: 9rem; object-fit: cover; object-position: 0 0; background: #fff; }
+.sd-card .sd-card-body { font-size: .9em; }
 .output.table-wrapper { overflow-x: auto; margin: .6rem 0 1.2rem; }
 .output table { border-collapse: collapse; font-size: .85em; }
 .output th, .output td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
@@ -168,7 +171,8 @@ math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-
   .table-wrapper table.docutils { font-size: .8em; }
   .table-wrapper table.docutils td { padding: .2rem .35rem !important; }
   .table-wrapper table.docutils td:first-child { min-width: 6rem; }
-  .table-wrapper table.docutils td:first-child code { white-space: normal; overflow-wrap: anywhere; }
+  .table-wrapper table.docutils td:first-child code { white-space: nowrap; }
+  .table-wrapper table.docutils td:last-child { min-width: 11rem; }
 }
 """
 
@@ -198,21 +202,23 @@ def write_sources(
     "Write every page as MyST."
     order = read_order(root / "nbs")
     notebooks = [n for section in order for n in section.notebooks]
-    known = {}
-    lists = ["# All symbols\n\n> What the modules export, one line each."]
+    symbols = {}
+    messages = {}
     for n in notebooks:
         cells = read_notebook_cells(root / "nbs" / n)
         module = next((f"ptacl.{d['default_exp']}" for _, _, d in cells if "default_exp" in d), "")
-        found = [s for _, text, d in cells if "export" in d for s in symbols_of(text)]
-        if not found:
-            continue
-        known |= {m.name: f"{module}.{m.name}" for s in found for m in (s, *s.members)}
-        known[module] = module
-        rows = [f"| `{s.name}` | {plain_text(s.meaning)} |" for s in found]
-        lists.append("\n".join([f"## `{module}`\n", "| | |", "|---|---|", *rows]))
+        exported = [text for _, text, d in cells if "export" in d]
+        if module:
+            symbols[module] = [s for text in exported for s in symbols_of(text)]
+            messages[module] = [m for text in exported for m in messages_of(text)]
+    known = {
+        m.name: f"{module}.{m.name}" for module in symbols for s in symbols[module] for m in (s, *s.members)
+    }
+    known |= {module: module for module in symbols}
     site = Site(root, source, {n: page_of(n) for n in notebooks}, known)
     pages = {page: page_text(n, site) for n, page in site.pages.items()}
-    pages["symbols"] = prose("\n\n".join(lists), site, "")
+    pages["symbols"] = prose(symbol_page(symbols), site, "")
+    pages["messages"] = prose(message_page(messages), site, "")
     if (root / "CONTRIBUTING.md").is_file():
         pages["contributing"] = prose((root / "CONTRIBUTING.md").read_text(encoding="utf-8"), site, "..")
     _add_sections(order, site.pages, pages)
@@ -229,7 +235,7 @@ def _add_sections(order: Sequence[Section], of: Mapping[str, str], pages: dict[s
     "Give every section a page, which the sidebar folds by, and the index the table of contents of all."
     first, *rest = order
     tree = {s.title: [of[n] for n in s.notebooks] for s in rest}
-    tree["Reference"] = ["symbols", *tree.get("Reference", [])]
+    tree["Reference"] = ["symbols", "messages", *tree.get("Reference", [])]
     for title in sorted(tree, key=lambda t: -t.count(": ")):  # the inner ones first
         entries = tree[title] + [_address(t) for t in tree if t.startswith(f"{title}: ")]
         name = title.rpartition(": ")[2]

@@ -178,7 +178,7 @@ def _warn_of_doubts(doubtful: list[dict[str, str]], n: int) -> None:
 
 
 # %% ../../nbs/use/10_embed.ipynb #9593ddf0
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")  # precisions in which an encoder computes
 
 
 def _network(
