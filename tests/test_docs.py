@@ -167,7 +167,22 @@ def test_galleries_show_a_picture_for_each_lesson(site):
 def test_parameters_stand_in_their_groups(site):
     text = (site / "train.html").read_text(encoding="utf-8")
     assert re.search(r"<h2>Parameters<", text)
-    assert [g for g in re.findall(r"<h3>([^<]+)<", text)][:3] == ["data", "preparation", "model"]
+    assert re.findall(r"<h3>([^<]+)<", text)[:3] == ["data", "preparation", "model"]
+
+
+def test_every_experiment_leads_to_an_executed_example(repo, site):
+    for n in next(s for s in read_order(repo / "nbs") if s.title == "Experiments").notebooks:
+        page = site / f"{page_of(n)}.html"
+        found = re.search(r'Executed example: .*?href="([^"#]+)', page.read_text(encoding="utf-8"), re.S)
+        assert found, f"{n}: no line `Executed example: [title](notebook).`"
+        assert re.search(r'class="[^"]*\boutput\b', (page.parent / found[1]).read_text(encoding="utf-8")), n
+
+
+def test_results_begin_with_the_answer(repo):
+    for n in next(s for s in read_order(repo / "nbs") if s.title == "Results").notebooks:
+        first = "".join(json.loads((repo / "nbs" / n).read_text(encoding="utf-8"))["cells"][0]["source"])
+        paragraphs = first.split("\n\n")[2:4]
+        assert any(p.startswith("**The answer") for p in paragraphs), n
 
 
 def test_nothing_comes_from_elsewhere(site):

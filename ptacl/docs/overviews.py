@@ -83,11 +83,15 @@ def message_page(
         "An error is one sentence: what was read, what is wrong with it, and what to do. "
         "… stands where the sentence has a value, a name or a file of yours."
     ]
-    folders = dict.fromkeys(module.split(".")[1] for module, found in modules.items() if found)
-    for folder in folders:
-        said = {m: module for module, ms in modules.items() for m in ms if module.split(".")[1] == folder}
-        rows = [f"| {_cell(m.problem)} | {_cell(m.remedy)} | `{module}` |" for m, module in said.items()]
-        head = [f"## {folder}\n", "| what it says | what to do | said by |", "|---|---|---|"]
+    folder = ""
+    for module, found in modules.items():
+        if not found:
+            continue
+        if module.split(".")[1] != folder:
+            folder = module.split(".")[1]
+            parts.append(f"## {folder}")
+        rows = [f"| {_cell(m.problem)} | {_cell(m.remedy)} |" for m in dict.fromkeys(found)]
+        head = [f"### `{module}`\n", f"Said by `{module}`:\n", "| what it says | what to do |", "|---|---|"]
         parts.append("\n".join([*head, *rows]))
     return "\n\n".join(parts)
 

@@ -102,10 +102,19 @@ def symbols_of(
             found.append(_described(n, comments, _owner(n)))
         elif isinstance(n, ast.ClassDef):
             found.append(_class(n, comments))
+        elif isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Attribute):
+            found += _given(n, ast.parse(source), comments)
         elif isinstance(n, (ast.Assign, ast.AnnAssign)):
             meaning = _meaning(comments, n.lineno, n.lineno)
             found += [Symbol(name, "data", "", meaning, ()) for name in _targets_of(n)]
     return [s for s in found if not any(part.startswith("_") for part in s.name.split("."))]
+
+
+def _given(n: ast.Assign, cell: ast.Module, comments: Mapping[int, str]) -> list[Symbol]:
+    "The method that `Class.name = function` makes of a function of the cell, whose entry has the table."
+    functions = [f for f in cell.body if isinstance(f, ast.FunctionDef) and f.name == ast.unparse(n.value)]
+    methods = [_described(f, comments, ast.unparse(n.targets[0].value)) for f in functions]
+    return [replace(m, parameters=()) for m in methods]
 
 
 def _targets_of(n: ast.Assign | ast.AnnAssign) -> list[str]:

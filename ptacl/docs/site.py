@@ -146,8 +146,7 @@ def setup(
 # %% ../../nbs/docs/30_site.ipynb #9f56c631
 # what is added to the theme's style
 STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
-.content img.output, .content figure img { max-width: 100%; height: auto; }
-.content img.output, .content figure img { background: #fff; border-radius: 4px; }
+.content img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .sd-card .sd-card-img-top { height: 9rem; object-fit: cover; object-position: 0 0; background: #fff; }
 .sd-card .sd-card-body { font-size: .9em; }
 .output.table-wrapper { overflow-x: auto; margin: .6rem 0 1.2rem; }
