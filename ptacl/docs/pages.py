@@ -56,7 +56,9 @@ def entry(
     fence = ":" * (6 - depth)
     name = symbol.name.rpartition(".")[2] if depth else symbol.name
     parts = [
-        f"{fence}{{py:{symbol.kind}}} {name}{symbol.signature}",
+        f"{fence}{{py:{symbol.kind}}} {name}{symbol.signature}"
+        # of a function with an entry of its own
+        + "\n:no-contents-entry:" * (symbol.kind == "method" and not depth),
         plain_text(symbol.meaning),
         _rows_of(symbol.parameters),
         *(entry(m, depth + 1) for m in symbol.members),

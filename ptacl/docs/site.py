@@ -104,6 +104,18 @@ def mathml(
 
 
 # %% ../../nbs/docs/30_site.ipynb #bb0b7859
+_INLINE = re.compile(r"</?(?:a|b|code|em|i|span|strong|var)\b[^>]*>")
+
+
+def _words_of(body: str) -> str:
+    "The words of a page, its prose before its code, so that an excerpt is of the prose where it can be."
+    parts = re.split(
+        r'(<div class="highlight-.*?</pre>)', re.sub(r'<a class="headerlink.*?</a>', "", body), flags=re.S
+    )
+    plain = [re.sub(r"<[^>]*>", " ", _INLINE.sub("", part)) for part in parts[::2] + parts[1::2]]
+    return " ".join(" ".join(plain).split())
+
+
 def setup(
     app: object,  # the builder, a sphinx.application.Sphinx
 ) -> dict[str, bool]:  # that pages may be made in parallel
@@ -127,7 +139,7 @@ def setup(
         if page == "search":
             app.add_js_file("texts.js")
         elif doctree is not None:
-            texts[page] = " ".join(re.sub(r"<[^>]*>", " ", context["body"]).split())
+            texts[page] = _words_of(context["body"])
 
     def write(app: object, error: Exception | None) -> None:
         "Write the words of all pages."
@@ -156,6 +168,7 @@ STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
 div.output.highlight-none { margin-top: -.6rem; }
 div.output.highlight-none pre { white-space: pre-wrap; background: none; padding: .2rem .8rem; }
 div.output.highlight-none pre { border-left: 3px solid var(--color-background-border); }
+.highlight .nn { font-weight: normal !important; text-decoration: none !important; }
 details.source { margin: .4rem 0 1.2rem; }
 details.source > summary { cursor: pointer; font-size: .85em; color: var(--color-foreground-muted); }
 .origin { font-size: .85em; color: var(--color-foreground-muted); }
