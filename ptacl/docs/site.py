@@ -194,7 +194,7 @@ SCRIPT = """"use strict";
 const box = document.querySelector(".sidebar-scroll");
 const here = box && [...box.querySelectorAll(".current-page")].pop();
 const top_of = (element) => element.getBoundingClientRect().top;
-if (here) box.scrollTop += top_of(here) - top_of(box) - box.clientHeight / 3;
+if (here) box.scrollBy({ top: top_of(here) - top_of(box) - box.clientHeight / 3, behavior: "instant" });
 if (document.getElementById("search-results")) {
   window.fetch = async (url) => {
     const page = new URL(url, location).pathname.split("/");
