@@ -34,6 +34,7 @@ def contents_of(
 # %% ../../nbs/docs/25_overviews.ipynb #0a35f430
 def section_page(
     title: str,  # of the section
+    sentence: str,  # what the section holds; empty = nothing is said
     entries: Sequence[str],  # addresses of its pages, in order
     texts: Mapping[str, str],  # address -> MyST of a page
     has_cards: bool,  # cards with pictures, not lines
@@ -42,7 +43,8 @@ def section_page(
     show = _card if has_cards else _line
     shown = [show(page, texts[page]) for page in entries]
     body = ["::::{grid} 1 2 2 3", ":gutter: 3", "", *shown, "::::"] if has_cards else shown
-    return "\n".join([f"# {title}", "", *body, contents_of([f"/{page}" for page in entries])])
+    said = f"> {sentence}\n" if sentence else ""
+    return "\n".join([f"# {title}", "", said, *body, contents_of([f"/{page}" for page in entries])])
 
 
 def _card(page: str, text: str) -> str:
@@ -90,12 +92,12 @@ def message_page(
         if module.split(".")[1] != folder:
             folder = module.split(".")[1]
             parts.append(f"## {folder}")
-        rows = [f"| {_cell(m.problem)} | {_cell(m.remedy)} |" for m in dict.fromkeys(found)]
+        rows = [f"| {_in_a_row(m.problem)} | {_in_a_row(m.remedy)} |" for m in dict.fromkeys(found)]
         head = [f"### `{module}`\n", f"Said by `{module}`:\n", "| what it says | what to do |", "|---|---|"]
         parts.append("\n".join([*head, *rows]))
     return "\n\n".join(parts)
 
 
-def _cell(text: str) -> str:
+def _in_a_row(text: str) -> str:
     "A text in a line of a table; what the code marks as code is no link."
     return plain_text(" ".join(text.split())).replace("`", "``")

@@ -175,6 +175,8 @@ details.source > summary { cursor: pointer; font-size: .85em; color: var(--color
 .origin code, dl.py table code { background: none; border: none; padding: 0; }
 dl.py table.docutils { font-size: .9em; }
 dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
+.content table.docutils td:last-child:nth-child(n+3) { min-width: 13rem; }
+.content table.docutils td:nth-child(n+2) code { overflow-wrap: anywhere; white-space: normal; }
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
 math .cases mtd { text-align: left; }
 math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
@@ -223,10 +225,9 @@ def write_sources(
         if module:
             symbols[module] = [s for text in exported for s in symbols_of(text)]
             messages[module] = [m for text in exported for m in messages_of(text)]
-    known = {
-        m.name: f"{module}.{m.name}" for module in symbols for s in symbols[module] for m in (s, *s.members)
-    }
-    known |= {module: module for module in symbols}
+    known = {module: module for module in symbols}
+    for module, found in symbols.items():
+        known |= {m.name: f"{module}.{m.name}" for s in found for m in (s, *s.members)}
     site = Site(root, source, {n: page_of(n) for n in notebooks}, known)
     pages = {page: page_text(n, site) for n, page in site.pages.items()}
     pages["symbols"] = prose(symbol_page(symbols), site, "")
@@ -245,6 +246,9 @@ def write_sources(
 
 def _add_sections(order: Sequence[Section], of: Mapping[str, str], pages: dict[str, str]) -> None:
     "Give every section a page, which the sidebar folds by, and the index the table of contents of all."
+    # what a folder holds stands in the table of the index
+    said = dict(re.findall(r"^\| `(\w+)/` \| (.*?) \|", pages["index"], re.M))
+    said = {folder: f"{text[0].upper()}{text[1:]}." for folder, text in said.items()}
     first, *rest = order
     tree = {s.title: [of[n] for n in s.notebooks] for s in rest}
     tree["Reference"] = ["symbols", "messages", *tree.get("Reference", [])]
@@ -252,7 +256,8 @@ def _add_sections(order: Sequence[Section], of: Mapping[str, str], pages: dict[s
         entries = tree[title] + [_address(t) for t in tree if t.startswith(f"{title}: ")]
         name = title.rpartition(": ")[2]
         is_lesson = not title.startswith("Reference")
-        pages[_address(title)] = section_page(name[0].upper() + name[1:], entries, pages, is_lesson)
+        sentence = said.get(name, "")
+        pages[_address(title)] = section_page(name.capitalize(), sentence, entries, pages, is_lesson)
     start = ["Overview <self>", *[of[n] for n in first.notebooks if n != "index.ipynb"]]
     start += [page for page in ("contributing",) if page in pages]
     tops = dict.fromkeys([s.title.partition(": ")[0] for s in rest] + ["Reference"])
