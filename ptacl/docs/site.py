@@ -176,7 +176,8 @@ details.source > summary { cursor: pointer; font-size: .85em; color: var(--color
 dl.py table.docutils { font-size: .9em; }
 dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
 .content table.docutils td:last-child:nth-child(n+3) { min-width: 13rem; }
-.content table.docutils td:nth-child(n+2) code { overflow-wrap: anywhere; white-space: normal; }
+.content table.docutils td:nth-child(3):nth-last-child(2) { min-width: 7rem; }
+.content table.docutils td:nth-child(3) code { overflow-wrap: anywhere; white-space: normal; }
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
 math .cases mtd { text-align: left; }
 math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
