@@ -3,6 +3,7 @@ where something is wrong.
 """
 
 import ast
+import configparser
 import json
 import re
 import shutil
@@ -36,6 +37,13 @@ def search_index(site: Path) -> dict:
             r"Search\.setIndex\((.*)\);?", (site / "searchindex.js").read_text(encoding="utf-8").strip(), re.S
         )[1]
     )
+
+
+def configured(repo: Path) -> dict:
+    "What settings.ini says."
+    config = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    config.read(repo / "settings.ini", encoding="utf-8")
+    return dict(config["DEFAULT"])
 
 
 def exported_names(repo: Path) -> dict[str, set[str]]:
@@ -107,6 +115,75 @@ def test_figures_formulas_and_parameters_are_there(site):
     )
     train = re.sub(r"<[^>]+>", "", (site / "train.html").read_text(encoding="utf-8"))
     assert "passes over the training pairs" in train and "TrainConfig.from_params(locals())" in train
+
+
+def test_sidebar_folds_by_section(repo, site):
+    "Ten lines at the top; every page is in the sidebar of every other, below its section."
+    text = (site / "losses" / "contrast.html").read_text(encoding="utf-8")
+    sidebar = re.search(r'<div class="sidebar-tree">.*?</div>', text, re.S)[0]
+    assert len(re.findall(r'<li class="toctree-l1', sidebar)) <= 12
+    assert sidebar.count('class="toctree-checkbox"') >= 15
+    for n in (n for s in read_order(repo / "nbs") for n in s.notebooks if n != "index.ipynb"):
+        assert f"{page_of(n).rpartition('/')[2]}.html" in sidebar or n == "losses/10_contrast.ipynb", n
+
+
+def test_every_symbol_has_its_line(repo, site):
+    "Nothing in the index stands without a word, also no constant and no method."
+    rows = re.findall(r"<tr.*?</tr>", (site / "symbols.html").read_text(encoding="utf-8"), re.S)
+    lines = [
+        re.sub(r"<[^>]+>", "", cell).strip() for row in rows for cell in re.findall(r"<td.*?</td>", row, re.S)
+    ]
+    assert len(lines) > 2000 and all(lines) and "export" not in lines
+    assert "ECGEncoder.from_pretrained" in lines
+
+
+def test_messages_say_what_to_do(site):
+    text = re.sub(r"<[^>]+>", "", (site / "messages.html").read_text(encoding="utf-8"))
+    for said in ("needs more memory than there is", "Check its size, or read it alone", "no such sample"):
+        assert said in text, said
+    assert text.count("…") > 300
+
+
+def test_version_download_and_source_on_every_page(repo, site):
+    version = configured(repo)["version"]
+    assert f"\nversion: {version}\n" in (repo / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version = {{{version}}}" in (repo / "nbs/concepts/80_how_to_cite.ipynb").read_text(
+        encoding="utf-8"
+    )
+    for page in site.rglob("*.html"):
+        assert f"ptacl {version}" in page.read_text(encoding="utf-8"), page
+    for n in ("train.ipynb", "losses/10_contrast.ipynb"):
+        page = site / f"{page_of(n)}.html"
+        link = re.search(r'href="([^"]*/' + Path(n).name + ')"', page.read_text(encoding="utf-8"))[1]
+        assert (page.parent / link).read_bytes() == (repo / "nbs" / n).read_bytes()
+    assert re.search(r'href="[^"]*/contrast.py"', page.read_text(encoding="utf-8"))
+
+
+def test_galleries_show_a_picture_for_each_lesson(site):
+    text = (site / "sections" / "tutorials.html").read_text(encoding="utf-8")
+    cards = re.findall(r'<div class="sd-col.*?(?=<div class="sd-col|</section>)', text, re.S)
+    assert len(cards) >= 10 and sum("<img" in c for c in cards) >= 8
+
+
+def test_parameters_stand_in_their_groups(site):
+    text = (site / "train.html").read_text(encoding="utf-8")
+    assert re.search(r"<h2>Parameters<", text)
+    assert re.findall(r"<h3>([^<]+)<", text)[:3] == ["data", "preparation", "model"]
+
+
+def test_every_experiment_leads_to_an_executed_example(repo, site):
+    for n in next(s for s in read_order(repo / "nbs") if s.title == "Experiments").notebooks:
+        page = site / f"{page_of(n)}.html"
+        found = re.search(r'Executed example: .*?href="([^"#]+)', page.read_text(encoding="utf-8"), re.S)
+        assert found, f"{n}: no line `Executed example: [title](notebook).`"
+        assert re.search(r'class="[^"]*\boutput\b', (page.parent / found[1]).read_text(encoding="utf-8")), n
+
+
+def test_results_begin_with_the_answer(repo):
+    for n in next(s for s in read_order(repo / "nbs") if s.title == "Results").notebooks:
+        first = "".join(json.loads((repo / "nbs" / n).read_text(encoding="utf-8"))["cells"][0]["source"])
+        paragraphs = first.split("\n\n")[2:4]
+        assert any(p.startswith("**The answer") for p in paragraphs), n
 
 
 def test_nothing_comes_from_elsewhere(site):

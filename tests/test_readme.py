@@ -3,6 +3,7 @@ can fail.
 """
 
 import base64
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,21 @@ def test_check_finds_differences(project):
     run(project)
     (project / "README.md").write_text("edited by hand")
     assert "README.md" in run(project, "--check").stderr
+
+
+def test_first_lines_run(repo, monkeypatch):
+    "The README's lines of Python, as they stand, in a clone."
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    monkeypatch.chdir(repo)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], names)
+    assert names["z"].shape == (1, names["encoder"].dim) and {"phenotype", "unit", "low", "high"} <= {
+        *names["y"]
+    }
+
+
+def test_figures_are_of_the_main_job_and_the_comparison(repo):
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert figures == ["nbs/results/main_job/learned_seed0.png", "nbs/results/comparison/forest.png"]

@@ -97,6 +97,7 @@ def _assigned(source: str) -> list[str]:
 
 
 # %% ../../nbs/base/05_parameters.ipynb #d15781e5
+# setting -> the registry that its words come from, looked up when a run is checked
 REGISTRIES = dict(
     view="ptacl.data.cine:VIEWS",
     system="ptacl.models.systems:SYSTEMS",
@@ -134,6 +135,7 @@ def listed(
 
 
 # %% ../../nbs/base/05_parameters.ipynb #146c8153
+# setting -> the words that it takes
 CHOICES = dict(
     alike_are=("removed", "attracted"),
     accelerator=("auto", "cpu", "cuda"),

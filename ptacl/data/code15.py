@@ -17,7 +17,7 @@ from ptacl.data.ecg import ECG, STANDARD_LEADS, ecg_from_array
 from ptacl.data.ecg_set import ECGSet, checked_set, stratified_parts
 
 # %% ../../nbs/data/58_code15.ipynb #cdce6f15
-CODE_FS = 400.0
+CODE_FS = 400.0  # sampling rate of CODE-15, Hz
 _ORDERS = (STANDARD_LEADS, ("I", "II", "III", "aVL", "aVF", "aVR", *STANDARD_LEADS[6:]))
 
 
@@ -41,7 +41,7 @@ def code_ecg(
 
 
 # %% ../../nbs/data/58_code15.ipynb #b2947221
-CODE_CLASSES = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
+CODE_CLASSES = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")  # columns of CODE-15's table that are diagnoses
 
 
 def code_labels(

@@ -46,7 +46,7 @@ def locked_store(
 
 
 # %% ../../nbs/data/74_completing.ipynb #22449a29
-UNWRITTEN = "could not be written"
+UNWRITTEN = "could not be written"  # problem of a shard that the disk refused
 
 
 def add_shard(

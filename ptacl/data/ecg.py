@@ -52,6 +52,7 @@ def _named(labels: Sequence[str]) -> str:
 
 
 # %% ../../nbs/data/10_ecg.ipynb #51cd7f7c
+# names and order of the twelve leads
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 
@@ -169,6 +170,7 @@ def derive_limb_leads(
 
 
 # %% ../../nbs/data/10_ecg.ipynb #15a04135
+# what an error says of a recording with too few leads
 LEADS_NEEDED = (
     "Two good limb leads are the least (the other four follow from them); "
     "a full record has I, II and V1 to V6."

@@ -52,6 +52,7 @@ def _is_anything(path: Path) -> bool:
     return True
 
 
+# registry of readers of ECG files; the last entered is asked first
 READERS: dict[str, Reader] = {
     "wfdb": Reader(_is_anything, read_wfdb, (".hea",)),
     "xml": Reader(_is_xml, read_xml_ecg, (".xml",)),

@@ -61,7 +61,7 @@ def stratified_parts(
 
 
 # %% ../../nbs/data/54_ecg_set.ipynb #86c86571
-PARTS_OF_SET = ("train", "val", "test")
+PARTS_OF_SET = ("train", "val", "test")  # parts that a set's records are divided into
 
 
 @dataclass(frozen=True)

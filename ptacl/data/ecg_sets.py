@@ -36,6 +36,7 @@ def _read_chapman_ningbo(folder: Path) -> ECGSet:
     return read_snomed_set(folder, "chapman_ningbo")
 
 
+# registry of public ECG sets: title and reader
 ECG_SETS: dict[str, SetReader] = {
     "ptbxl": SetReader("PTB-XL 1.0.3", read_ptbxl),
     "cpsc2018": SetReader("CPSC2018", read_cpsc2018),

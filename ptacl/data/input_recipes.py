@@ -111,6 +111,7 @@ def _lead_by_lead(signal_LT: np.ndarray, lead_ok_L: np.ndarray) -> np.ndarray:
     return scale_groups(signal_LT, tuple(range(1, 13)), lead_ok_L)
 
 
+# registry of how authors of published encoders prepare recordings
 INPUT_RECIPES = {
     "mmcl": InputRecipe(
         _as_mmcl, "clipped at 4 SD, baseline by asymmetric least squares, scaled by lead groups"

@@ -86,8 +86,8 @@ class Landmark:
 
 
 # %% ../../nbs/data/40_phase.ipynb #1d254dc5
-END_SYSTOLE = "end_systole"
-ATRIAL_SYSTOLE = "atrial_systole"
+END_SYSTOLE = "end_systole"  # name of the landmark where the ventricle is smallest
+ATRIAL_SYSTOLE = "atrial_systole"  # name of the landmark where the atria begin to contract
 
 
 def _t_end_ms(ecg: ECG, beats: Beats) -> np.ndarray:
@@ -114,6 +114,7 @@ def _atrial_kick_ms(cine: Cine, curves: tuple[np.ndarray, np.ndarray] | None) ->
     return float("nan") if curves is None else find_atrial_kick(cine, curves)
 
 
+# registry of events that both recordings show: how each is measured and expected
 LANDMARKS: dict[str, Landmark] = {
     END_SYSTOLE: Landmark(_t_end_ms, _smallest_cavity_ms, end_systole_ms, (0.15, 0.7)),
     ATRIAL_SYSTOLE: Landmark(_p_onset_ms, _atrial_kick_ms, atrial_systole_ms, (0.5, 0.96)),
@@ -172,8 +173,8 @@ class PhaseMap:
 
 
 # %% ../../nbs/data/40_phase.ipynb #fa9ce2af
-CANONICAL_ES = 0.4
-CANONICAL_ATRIAL = 0.85
+CANONICAL_ES = 0.4  # phase that the end of systole has on the canonical cycle
+CANONICAL_ATRIAL = 0.85  # phase that the start of atrial systole has on the canonical cycle
 
 
 def _fraction(time_ms, rr_ms, landmarks):
@@ -204,6 +205,7 @@ def piecewise_map(
     return PhaseMap(function, tuple(canonical), dict(canonical))
 
 
+# registry of the ways from time to cardiac phase
 PHASE_MAPS: dict[str, PhaseMap] = {
     "systole": piecewise_map({END_SYSTOLE: CANONICAL_ES}),
     "linear": PhaseMap(_fraction, (), {}),

@@ -41,6 +41,7 @@ def read_scp_codes(
 
 
 # %% ../../nbs/data/55_ptbxl.ipynb #a6c482a6
+# PTB-XL's tasks: which of its codes are classes
 PTBXL_TASKS = ("all", "diagnostic", "super", "sub", "form", "rhythm")
 
 

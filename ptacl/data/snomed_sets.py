@@ -19,6 +19,7 @@ from ptacl.data.ecg_files import read_ecg
 from ptacl.data.ecg_set import ECGSet, checked_set, require_files, stratified_parts
 
 # %% ../../nbs/data/56_snomed_sets.ipynb #508c6f6b
+# SNOMED CT code -> short name of a diagnosis that the challenge of 2021 scored
 SNOMED_CLASSES = {
     164889003: "AF",
     164890007: "AFL",

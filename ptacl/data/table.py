@@ -37,7 +37,7 @@ from ptacl.base.core import BadInput, is_file, write_atomic
 from ptacl.base.numbers import file_number, read_json_object
 
 # %% ../../nbs/data/62_table.ipynb #08946d4b
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")  # parts that participants are divided into
 DEFAULT_SHARES = (0.8, 0.0, 0.2)  # of SPLITS
 
 
@@ -69,7 +69,8 @@ def split_shares(
 
 
 # %% ../../nbs/data/62_table.ipynb #fd0ad729
-MODALITIES = ("ecg", "cine")
+MODALITIES = ("ecg", "cine")  # kinds of recordings of a participant
+# columns of the quality report
 REPORT_COLUMNS = ("participant_id", "modality", "source", "problem", "remedy", "severity")
 
 
@@ -220,6 +221,7 @@ def read_descriptions(
 
 
 # %% ../../nbs/data/62_table.ipynb #3a65c0f0
+# how an empty cell of a table may be written, in small letters
 MISSING = ("", "n/a", "na", "nan", "null", "none")
 
 

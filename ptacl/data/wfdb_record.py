@@ -62,6 +62,7 @@ def _format_310(raw: bytes) -> np.ndarray:
     return _signed(three.astype(np.int32).ravel(), 10)
 
 
+# WFDB's sample formats by their number: bytes, step, missing value, unpacking
 FORMATS = {
     "8": WfdbFormat(1, 1, None, _bytes_as("i1")),
     "16": WfdbFormat(2, 2, -(2**15), _bytes_as("<i2")),

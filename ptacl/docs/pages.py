@@ -22,6 +22,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -55,7 +56,9 @@ def entry(
     fence = ":" * (6 - depth)
     name = symbol.name.rpartition(".")[2] if depth else symbol.name
     parts = [
-        f"{fence}{{py:{symbol.kind}}} {name}{symbol.signature}",
+        f"{fence}{{py:{symbol.kind}}} {name}{symbol.signature}"
+        # of a function with an entry of its own
+        + "\n:no-contents-entry:" * (symbol.kind == "method" and not depth),
         plain_text(symbol.meaning),
         _rows_of(symbol.parameters),
         *(entry(m, depth + 1) for m in symbol.members),
@@ -114,10 +117,17 @@ class Site:
             page = "contributing"
         if page is not None:
             return f"/{page}.md{mark}{anchor}"
+        return self.copied(inside) or target  # Sphinx says that there is no such file, and where
+
+    def copied(
+        self,
+        inside: str,  # path below nbs/, or above it
+    ) -> str:  # its link on the site; empty = no such file
+        "A file that pages link to, copied along."
         file = self.root / "nbs" / inside
         copy = f"files/{inside.replace('../', '')}"
         if not file.is_file():
-            return target  # Sphinx says that there is no such file, and where
+            return ""
         (self.source / copy).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, self.source / copy)
         return f"/{copy}"
@@ -203,7 +213,7 @@ def page_text(
     for cell, source, directives in cells:
         if cell["cell_type"] == "markdown":
             parts.append(prose(source, site, base))
-            parts += [] if noted else [_origin(notebook, module)]
+            parts += [] if noted else [_origin(notebook, module, site)]
             noted = True
         elif cell["cell_type"] == "code" and not _is_left_out(directives):
             picture = f"images/{page.replace('/', '-')}-{cell['id']}"
@@ -221,12 +231,14 @@ def _is_left_out(directives: Mapping[str, str]) -> bool:
     return "hide" in directives or "default_exp" in directives or directives.get("include") == "false"
 
 
-def _origin(notebook: str, module: str) -> str:
-    "Where the page comes from, under its first cell."
+def _origin(notebook: str, module: str, site: Site) -> str:
+    "Where the page comes from, under its first cell, to take along."
+    named = f"Notebook `nbs/{notebook}` ([download]({site.copied(notebook)}))"
     if not module:
-        return f"[Notebook `nbs/{notebook}`]{{.origin}}"
-    named = f"[Notebook `nbs/{notebook}`, module `ptacl.{module}`]{{.origin}}"
-    return f"```{{py:module}} ptacl.{module}\n```\n\n{named}"
+        return f"[{named}]{{.origin}}"
+    source = site.copied(f"../ptacl/{module.replace('.', '/')}.py")
+    named += f", module `ptacl.{module}`" + f" ([source]({source}))" * bool(source)
+    return f"```{{py:module}} ptacl.{module}\n```\n\n[{named}]{{.origin}}"
 
 
 def _code_parts(
@@ -235,7 +247,11 @@ def _code_parts(
     "The reference of a cell, its code and its outputs."
     code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
     if _has_parameters(cell):
-        return [_rows_of(parameters_of_cell(code))]
+        groups = groupby(parameters_of_cell(code), key=lambda p: p.group)
+        return [
+            "## Parameters",
+            *(f"### {name}" * bool(name) + f"\n\n{_rows_of([*found])}" for name, found in groups),
+        ]
     is_export = "export" in directives
     parts = [prose(entry(s), site, base) for s in symbols_of(code)] if is_export else []
     if directives.get("echo") != "false":

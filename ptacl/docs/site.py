@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "STYLE",
+    "SCRIPT",
     "SPHINX",
     "Section",
     "read_order",
@@ -22,20 +23,22 @@ import gc
 import html
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import ptacl
 from ptacl.base.core import BadInput
-from ptacl.docs.pages import Site, page_of, page_text, plain_text, prose, read_notebook_cells
-from ptacl.docs.reference import symbols_of
+from ptacl.docs.overviews import contents_of, message_page, section_page, symbol_page
+from ptacl.docs.pages import Site, page_of, page_text, prose, read_notebook_cells
+from ptacl.docs.reference import messages_of, symbols_of
 
 
 # %% ../../nbs/docs/30_site.ipynb #12986b44
@@ -101,10 +104,22 @@ def mathml(
 
 
 # %% ../../nbs/docs/30_site.ipynb #bb0b7859
+_INLINE = re.compile(r"</?(?:a|b|code|em|i|span|strong|var)\b[^>]*>")
+
+
+def _words_of(body: str) -> str:
+    "The words of a page, its prose before its code, so that an excerpt is of the prose where it can be."
+    parts = re.split(
+        r'(<div class="highlight-.*?</pre>)', re.sub(r'<a class="headerlink.*?</a>', "", body), flags=re.S
+    )
+    plain = [re.sub(r"<[^>]*>", " ", _INLINE.sub("", part)) for part in parts[::2] + parts[1::2]]
+    return " ".join(" ".join(plain).split())
+
+
 def setup(
     app: object,  # the builder, a sphinx.application.Sphinx
 ) -> dict[str, bool]:  # that pages may be made in parallel
-    "What Sphinx calls: this module is its extension for formulas."
+    "What Sphinx calls: this module is its extension for formulas and for the words that search shows."
     from docutils import nodes
     from docutils.utils.math import MathError
     from sphinx.util import logging
@@ -117,14 +132,35 @@ def setup(
             logging.getLogger(__name__).warning(f"formula {node.astext()}: {e}", location=node)
         raise nodes.SkipNode
 
+    texts = {}
+
+    def keep(app: object, page: str, template: str, context: dict, doctree: object) -> None:
+        "Keep the words of a page, for the excerpts of the search, which alone loads them."
+        if page == "search":
+            app.add_js_file("texts.js")
+        elif doctree is not None:
+            texts[page] = _words_of(context["body"])
+
+    def write(app: object, error: Exception | None) -> None:
+        "Write the words of all pages."
+        if not error:
+            said = json.dumps(texts, ensure_ascii=False, sort_keys=True)
+            (Path(app.outdir) / "_static" / "texts.js").write_text(
+                f"const TEXTS = {said};\n", encoding="utf-8"
+            )
+
+    app.connect("html-page-context", keep)
+    app.connect("build-finished", write)
     app.add_html_math_renderer("mathml", inline_renderers=(visit, None), block_renderers=(visit, None))
-    return dict(parallel_read_safe=True, parallel_write_safe=True)
+    return dict(parallel_read_safe=True, parallel_write_safe=False)
 
 
 # %% ../../nbs/docs/30_site.ipynb #9f56c631
+# what is added to the theme's style
 STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
-.content img.output, .content figure img { max-width: 100%; height: auto; }
-.content img.output, .content figure img { background: #fff; border-radius: 4px; }
+.content img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.sd-card .sd-card-img-top { height: 9rem; object-fit: cover; object-position: 0 0; background: #fff; }
+.sd-card .sd-card-body { font-size: .9em; }
 .output.table-wrapper { overflow-x: auto; margin: .6rem 0 1.2rem; }
 .output table { border-collapse: collapse; font-size: .85em; }
 .output th, .output td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
@@ -132,12 +168,16 @@ STYLE = """/* wide tables scroll, pictures keep their white paper in the dark */
 div.output.highlight-none { margin-top: -.6rem; }
 div.output.highlight-none pre { white-space: pre-wrap; background: none; padding: .2rem .8rem; }
 div.output.highlight-none pre { border-left: 3px solid var(--color-background-border); }
+.highlight .nn { font-weight: normal !important; text-decoration: none !important; }
 details.source { margin: .4rem 0 1.2rem; }
 details.source > summary { cursor: pointer; font-size: .85em; color: var(--color-foreground-muted); }
 .origin { font-size: .85em; color: var(--color-foreground-muted); }
 .origin code, dl.py table code { background: none; border: none; padding: 0; }
 dl.py table.docutils { font-size: .9em; }
 dl.py table.docutils td:nth-child(2) { min-width: 5rem; }
+.content table.docutils td:last-child:nth-child(n+3) { min-width: 13rem; }
+.content table.docutils td:nth-child(3):nth-last-child(2) { min-width: 7rem; }
+.content table.docutils td:nth-child(3) code { overflow-wrap: anywhere; white-space: normal; }
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
 math .cases mtd { text-align: left; }
 math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-width: 100%; }
@@ -146,7 +186,25 @@ math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; max-
   .table-wrapper table.docutils { font-size: .8em; }
   .table-wrapper table.docutils td { padding: .2rem .35rem !important; }
   .table-wrapper table.docutils td:first-child { min-width: 6rem; }
-  .table-wrapper table.docutils td:first-child code { white-space: normal; overflow-wrap: anywhere; }
+  .table-wrapper table.docutils td:first-child code { white-space: nowrap; }
+  .table-wrapper table.docutils td:last-child { min-width: 11rem; }
+}
+"""
+
+# %% ../../nbs/docs/30_site.ipynb #7a4c28ec
+# what every page runs
+SCRIPT = """"use strict";
+const box = document.querySelector(".sidebar-scroll");
+const here = box && [...box.querySelectorAll(".current-page")].pop();
+const top_of = (element) => element.getBoundingClientRect().top;
+if (here) box.scrollBy({ top: top_of(here) - top_of(box) - box.clientHeight / 3, behavior: "instant" });
+if (document.getElementById("search-results")) {
+  window.fetch = async (url) => {
+    const page = new URL(url, location).pathname.split("/");
+    const depth = new URL(".", location).pathname.split("/").length - 1;
+    const words = TEXTS[page.slice(depth).join("/").replace(/\\.html$/, "")];
+    return { text: async () => `<div role="main">${words || ""}</div>` };
+  };
 }
 """
 
@@ -159,49 +217,57 @@ def write_sources(
     "Write every page as MyST."
     order = read_order(root / "nbs")
     notebooks = [n for section in order for n in section.notebooks]
-    known = {}
-    lists = ["# All symbols\n\n> What the modules export, one line each."]
+    symbols = {}
+    messages = {}
     for n in notebooks:
         cells = read_notebook_cells(root / "nbs" / n)
         module = next((f"ptacl.{d['default_exp']}" for _, _, d in cells if "default_exp" in d), "")
-        found = [s for _, text, d in cells if "export" in d for s in symbols_of(text)]
-        if not found:
-            continue
+        exported = [text for _, text, d in cells if "export" in d]
+        if module:
+            symbols[module] = [s for text in exported for s in symbols_of(text)]
+            messages[module] = [m for text in exported for m in messages_of(text)]
+    known = {module: module for module in symbols}
+    for module, found in symbols.items():
         known |= {m.name: f"{module}.{m.name}" for s in found for m in (s, *s.members)}
-        known[module] = module
-        rows = [f"| `{s.name}` | {plain_text(s.meaning)} |" for s in found]
-        lists.append("\n".join([f"## `{module}`\n", "| | |", "|---|---|", *rows]))
     site = Site(root, source, {n: page_of(n) for n in notebooks}, known)
     pages = {page: page_text(n, site) for n, page in site.pages.items()}
-    pages["symbols"] = prose("\n\n".join(lists), site, "")
+    pages["symbols"] = prose(symbol_page(symbols), site, "")
+    pages["messages"] = prose(message_page(messages), site, "")
     if (root / "CONTRIBUTING.md").is_file():
         pages["contributing"] = prose((root / "CONTRIBUTING.md").read_text(encoding="utf-8"), site, "..")
-    pages["index"] += _contents(order, site)
+    _add_sections(order, site.pages, pages)
     for page, text in pages.items():
         (source / page).parent.mkdir(parents=True, exist_ok=True)
         (source / f"{page}.md").write_text(text, encoding="utf-8")
     (source / "_static").mkdir()
     (source / "_static" / "ptacl.css").write_text(STYLE, encoding="utf-8")
+    (source / "_static" / "ptacl.js").write_text(SCRIPT, encoding="utf-8")
     return site
 
 
-def _contents(order: Sequence[Section], site: Site) -> str:
-    "The tables of contents, one for each section."
-    tables = []
-    has_symbols = False
-    for i, s in enumerate(order):
-        pages = [site.pages[n] for n in s.notebooks]
-        if not i and (site.root / "CONTRIBUTING.md").is_file():
-            pages.append("contributing")
-        if not has_symbols and s.title.startswith("Reference"):
-            pages = ["symbols", *pages]
-            has_symbols = True
-        entries = [p if p != "index" else "Overview <self>" for p in pages]
-        head = ["", "```{toctree}", ":hidden:", f":caption: {s.title}", ""]
-        tables.append("\n".join([*head, *entries, "```", ""]))
-    if not has_symbols:
-        tables.append("\n```{toctree}\n:hidden:\n:caption: Reference\n\nsymbols\n```\n")
-    return "".join(tables)
+def _add_sections(order: Sequence[Section], of: Mapping[str, str], pages: dict[str, str]) -> None:
+    "Give every section a page, which the sidebar folds by, and the index the table of contents of all."
+    # what a folder holds stands in the table of the index
+    said = dict(re.findall(r"^\| `(\w+)/` \| (.*?) \|", pages["index"], re.M))
+    said = {folder: f"{text[0].upper()}{text[1:]}." for folder, text in said.items()}
+    first, *rest = order
+    tree = {s.title: [of[n] for n in s.notebooks] for s in rest}
+    tree["Reference"] = ["symbols", "messages", *tree.get("Reference", [])]
+    for title in sorted(tree, key=lambda t: -t.count(": ")):  # the inner ones first
+        entries = tree[title] + [_address(t) for t in tree if t.startswith(f"{title}: ")]
+        name = title.rpartition(": ")[2]
+        is_lesson = not title.startswith("Reference")
+        sentence = said.get(name, "")
+        pages[_address(title)] = section_page(name.capitalize(), sentence, entries, pages, is_lesson)
+    start = ["Overview <self>", *[of[n] for n in first.notebooks if n != "index.ipynb"]]
+    start += [page for page in ("contributing",) if page in pages]
+    tops = dict.fromkeys([s.title.partition(": ")[0] for s in rest] + ["Reference"])
+    pages["index"] += contents_of([*start, *map(_address, tops)])
+
+
+def _address(title: str) -> str:
+    "Where the page of a section is."
+    return f"sections/{re.sub(r'[^a-z0-9]+', '-', title.lower())}"
 
 
 # %% ../../nbs/docs/30_site.ipynb #8f89df75
@@ -246,8 +312,8 @@ def _problem_of(page: Path, tag: str, target: str, anchors: dict[Path, set[str]]
 # settings of Sphinx, MyST and furo
 SPHINX = dict(
     project="ptacl",
-    html_title="ptacl",
-    extensions=["myst_parser", "ptacl.docs.site"],
+    html_title=f"ptacl {ptacl.__version__}",
+    extensions=["myst_parser", "sphinx_copybutton", "sphinx_design", "ptacl.docs.site"],
     html_theme="furo",
     html_math_renderer="mathml",
     language="en",
@@ -260,12 +326,14 @@ SPHINX = dict(
     add_module_names=False,
     html_static_path=["_static"],
     html_css_files=["ptacl.css"],
+    html_js_files=["ptacl.js"],
     html_copy_source=False,
     html_show_sourcelink=False,
-    html_show_search_summary=False,
+    html_show_search_summary=True,
     html_show_sphinx=False,
     html_show_copyright=False,
     html_use_index=True,
+    copybutton_selector="div:not(.output) > div.highlight > pre",
     highlight_language="none",
     pygments_style="friendly",
     html_theme_options={"navigation_with_keys": True},
@@ -278,7 +346,7 @@ def build(
     out: Path,  # folder of the site; made anew if a site stands there
 ) -> Path:  # its first page
     "Build the site; nothing is executed and nothing is fetched."
-    for name in ("furo", "myst_parser", "sphinx"):
+    for name in ("furo", "myst_parser", "sphinx", "sphinx_copybutton", "sphinx_design"):
         if importlib.util.find_spec(name) is None:
             raise BadInput("docs", f"{name} is not installed", "pip install -c constraints.txt -e '.[docs]'")
     if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").is_file():

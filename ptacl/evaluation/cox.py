@@ -176,6 +176,7 @@ def _newton(
 
 
 # %% ../../nbs/evaluation/52_cox.ipynb #a0603f03
+# penalties per event that a Cox model chooses from, on standardised features
 COX_PENALTIES = (
     1000.0,
     300.0,

@@ -354,7 +354,7 @@ def relevance_by_phase(
 
 
 # %% ../../nbs/evaluation/40_explain.ipynb #7db499e7
-SHARE_CMAP = LinearSegmentedColormap.from_list("share", ["#0072B2", "#9AA6AD", "#D55E00"])
+SHARE_CMAP = LinearSegmentedColormap.from_list("share", ["#0072B2", "#9AA6AD", "#D55E00"])  # of shares
 
 
 def plot_ecg_share(

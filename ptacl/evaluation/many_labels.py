@@ -86,6 +86,7 @@ def _usable_draws(y_BC: np.ndarray, n_boot: int, rng: np.random.Generator) -> np
 
 
 # %% ../../nbs/evaluation/26_many_labels.ipynb #711ad1d7
+# strengths of regularisation that a probe chooses from
 PROBE_PENALTIES = (
     1.0,
     0.1,

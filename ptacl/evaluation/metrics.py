@@ -34,8 +34,9 @@ from scipy.stats import rankdata
 from ptacl.base.core import BadInput, entry_of
 
 # %% ../../nbs/evaluation/05_metrics.ipynb #f4dba367
+# what a metric may score
 TASKS = ("regression", "calibration", "classification", "retrieval", "similar", "training")
-BETTER = ("higher", "lower", "near 0", "near 1")
+BETTER = ("higher", "lower", "near 0", "near 1")  # which values of a metric are the better ones
 OF_TARGET = "of the target"  # the unit of a metric that has the unit of what is predicted
 
 # of resamples of truth and prediction, each (R, n), or of ranks (R, n) -> (R,)

@@ -170,7 +170,7 @@ def read_dates(
 
 
 # %% ../../nbs/evaluation/50_outcomes.ipynb #914c26f0
-DAYS_A_YEAR = 365.25
+DAYS_A_YEAR = 365.25  # mean length of a year, days
 
 
 def outcome_from_dates(

@@ -78,9 +78,9 @@ def base_columns(
 
 
 # %% ../../nbs/evaluation/58_risk_probe.ipynb #e5f0d3d9
-BASE = "base"
-FEATURES = "features"
-BOTH = "base + features"
+BASE = "base"  # name of the model of the base columns alone
+FEATURES = "features"  # name of the model of the features alone
+BOTH = "base + features"  # name of the model of both
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from ptacl.evaluation.retrieval import TIE, paired_unit_rows, row_blocks
 # %% ../../nbs/evaluation/15_similar.ipynb #1262edc8
 # names of the metrics: for one phenotype, for all of them, and for both
 DIFFERENCE = "mean absolute difference"
-DISTANCE = "mean distance"
-PRECISION = "precision@k"
-NDCG = "nDCG@k"
+DISTANCE = "mean distance"  # name of the row: distance of the hearts found, in SD
+PRECISION = "precision@k"  # name of the row: share of the hearts found that are truly near
+NDCG = "nDCG@k"  # name of the row: how well the order of the hearts found is the true one
 ALL = "all phenotypes"  # the row for all of them together
 
 

@@ -31,6 +31,7 @@ class CineSize:
     mlp_space: float = 2.0  # width of the hidden layer over `dim`, in the blocks within a frame
 
 
+# sizes of the cine encoder by name
 CINE_SIZES = dict(
     tiny=CineSize(dim=128, depth_space=1, depth_time=2, heads=2),
     small=CineSize(dim=384, depth_space=4, depth_time=2, heads=6),

@@ -27,6 +27,7 @@ class ConvSize:
     depths: tuple[int, ...]  # residual blocks of each stage
 
 
+# sizes of the convolutional ECG encoder by name
 CONV_SIZES = dict(
     tiny=ConvSize(stem=64, widths=(64, 96, 128), depths=(1, 1, 1)),
     small=ConvSize(stem=96, widths=(128, 256, 384), depths=(2, 2, 2)),

@@ -27,6 +27,7 @@ class ViTSize:
     heads: int  # attention heads
 
 
+# sizes of the vision transformer by name
 VIT_SIZES = dict(
     tiny=ViTSize(dim=128, depth=3, heads=2),
     small=ViTSize(dim=384, depth=6, heads=6),

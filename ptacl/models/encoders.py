@@ -50,6 +50,7 @@ def _vit(n_samples: int, size: ViTSize, dropout: float) -> ECGViT:
     return ECGViT(n_samples, **asdict(size), dropout=dropout)
 
 
+# registry of ECG encoders: builder and sizes
 ECG_ENCODERS = dict(conv=EncoderEntry(_conv, CONV_SIZES), vit=EncoderEntry(_vit, VIT_SIZES))
 
 
@@ -59,6 +60,7 @@ def _factorised(n_frames: int, size_px: int, size: CineSize, dropout: float) -> 
     return CineEncoder(n_frames, size_px, **asdict(size), dropout=dropout)
 
 
+# registry of cine encoders: builder and sizes
 CINE_ENCODERS = dict(factorised=EncoderEntry(_factorised, CINE_SIZES))
 
 
@@ -89,6 +91,7 @@ def _ours(ecg: str, size: str, decoder: DecoderSize) -> Preset:
     return Preset(ecg, size, "factorised", size, RESNET_SIZES[size], decoder)
 
 
+# registry of presets: which encoders, and how large
 PRESETS = dict(
     tiny=_ours("conv", "tiny", DecoderSize(dim=64, depth=1)),
     small=_ours("conv", "small", DecoderSize(dim=192, depth=2)),

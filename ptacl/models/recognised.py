@@ -112,6 +112,7 @@ def _read_ptacl(weights: Mapping[str, Tensor], source: Path) -> ECGEncoder:
     return vitmae_encoder(folder)
 
 
+# registry of published encoders: by which keys they are known, how they are read and fed
 PUBLISHED: dict[str, PublishedEncoder] = {
     "mmcl": PublishedEncoder(
         title="MMCL's signal encoder",

@@ -28,6 +28,7 @@ class ResNetSize:
     expansion: int
 
 
+# sizes of the residual networks by name
 RESNET_SIZES = dict(
     tiny=ResNetSize((16, 32, 64, 128), (1, 1, 1, 1), 1),
     small=ResNetSize((64, 128, 256, 512), (2, 2, 2, 2), 1),

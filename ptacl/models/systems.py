@@ -65,6 +65,7 @@ _PTACL = SystemEntry(
     published="not public",
 )
 _TARGETS = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"
+# registry of systems: builder, loss, what each needs
 SYSTEMS = dict(
     ptacl=_PTACL,
     mmcl=SystemEntry(
@@ -119,6 +120,7 @@ SYSTEMS = dict(
 )
 
 # %% ../../nbs/models/70_systems.ipynb #a6abf0a5
+# settings that each name of `nbs/systems` stands for
 SETTINGS = {name: entry.settings for name, entry in SYSTEMS.items()} | dict(
     global_only=dict(system="ptacl", local_weight=0.0)
 )

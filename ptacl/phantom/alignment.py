@@ -29,8 +29,9 @@ from ptacl.phantom.ecg import simulate_ecg
 from ptacl.phantom.latents import Latents, at_rates, atrial_kick_ms, draw_latents, repolarisation_ms
 
 # %% ../../nbs/phantom/65_alignment.ipynb #e7a10005
+# where landmarks come from: expected from the rate, known, or measured
 SOURCES = ("expected", "true", "measured")
-EVENTS = ("r_peak", END_SYSTOLE, ATRIAL_SYSTOLE)
+EVENTS = ("r_peak", END_SYSTOLE, ATRIAL_SYSTOLE)  # events whose alignment is measured
 
 
 def _true_beats(lat: Latents, r_peaks: np.ndarray, fs: float) -> Beats:

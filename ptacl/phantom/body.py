@@ -63,6 +63,7 @@ def draw_body(
 
 
 # %% ../../nbs/phantom/10_body.ipynb #a12fc0cc
+# condition -> share of the simulated people who have it
 PREVALENCE = {
     "lbbb": 0.01,
     "mi": 0.025,

@@ -61,6 +61,7 @@ def ecg_latent_table(
 
 
 # %% ../../nbs/phantom/50_ceiling.ipynb #b8d67df2
+# phenotypes whose ceiling is measured
 PHENOTYPES_SEEN = (
     "lvedv_ml",
     "lvesv_ml",

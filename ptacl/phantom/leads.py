@@ -136,6 +136,7 @@ def electrode_noise(
 
 
 # %% ../../nbs/phantom/23_leads.ipynb #11cb1013
+# what may go wrong with the leads of a simulated ECG
 LEAD_FAULTS = ("flat", "lead_off", "limb_swap", "noise_burst", "saturated")
 RAIL_MV = 5.0  # where the amplifier saturates
 # what a burst at RA, LA or LL adds to I, II, V1..V6

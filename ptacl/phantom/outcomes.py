@@ -60,6 +60,7 @@ def risk_factors(
 
 
 # %% ../../nbs/phantom/28_outcomes.ipynb #4f33f990
+# simulated outcomes: name -> title
 OUTCOMES: dict[str, str] = dict(
     hf="heart failure", af="atrial fibrillation", mi="myocardial infarction", death="death of any cause"
 )

@@ -13,9 +13,9 @@ import numpy as np
 from ptacl.phantom.latents import Latents
 
 # %% ../../nbs/phantom/33_torso.ipynb #9f59b764
-MUSCLE = 0.20
-FAT = -0.95
-RV_BLOOD = 0.79
+MUSCLE = 0.20  # signal of muscle in a simulated cine
+FAT = -0.95  # signal of fat in a simulated cine
+RV_BLOOD = 0.79  # signal of the right ventricle's blood in a simulated cine
 _LIVER = 0.32
 _LUNG = 0.05
 

@@ -252,6 +252,7 @@ def lines_html(
 
 
 # %% ../../nbs/plots/60_explorer.ipynb #570e45d6
+# what the gallery can be asked: name -> title
 QUESTIONS = {
     "ecg_cmr": "CMRs nearest to this ECG",
     "ecg_ecg": "ECGs nearest to this ECG",

@@ -29,6 +29,7 @@ COLOURS = {
     "black": "#1A1A1A",
     "grey": "#8C8C8C",
 }
+# colours of the cardiac phase, the same at its two ends
 PHASE_CMAP = LinearSegmentedColormap.from_list(
     "cardiac_phase", [COLOURS[c] for c in ("blue", "sky", "green", "orange", "purple", "blue")]
 )

@@ -9,6 +9,7 @@ __all__ = ["NOUNS", "WALLS", "DEGREES", "AUTHORS", "Author"]
 from dataclasses import dataclass
 
 # %% ../../nbs/report/40_authors.ipynb #7aa39ba0
+# finding -> its names, long and short
 NOUNS: dict[str, dict[str, tuple[str, ...]]] = {
     "af": dict(
         long=("atrial fibrillation",),
@@ -74,11 +75,13 @@ NOUNS: dict[str, dict[str, tuple[str, ...]]] = {
         other=("RV EF", "ejection fraction of the RV"),
     ),
 }
+# wall of the heart -> its names
 WALLS: dict[str, dict[str, str]] = {
     "anterior": dict(long="anterior", short="anterior", other="anteroseptal"),
     "inferior": dict(long="inferior", short="inferior", other="inferior"),
     "lateral": dict(long="lateral", short="lateral", other="inferolateral"),
 }
+# degree -> its words
 DEGREES: dict[str, tuple[str, ...]] = {
     "normal": ("normal", "within normal limits", "normal"),
     "reduced": ("reduced", "impaired", "decreased"),
@@ -259,4 +262,5 @@ _LAST_AUTHORS: dict[str, Author] = {
         held_out=True,
     ),
 }
+# registry of simulated authors: how each writes
 AUTHORS: dict[str, Author] = {**_FIRST_AUTHORS, **_LAST_AUTHORS}

@@ -51,6 +51,7 @@ def _no_denial(text: str, rng: np.random.Generator) -> str:
     return text
 
 
+# faults put into reports to see whether a score notices: name -> change of a text
 CLINICAL_ERRORS: dict[str, Callable[[str, np.random.Generator], str]] = {
     "nothing changed": lambda text, rng: text,
     "every number random": _other_numbers,

@@ -90,6 +90,7 @@ def read_coco_captions(
 
 
 # %% ../../nbs/report/77_captions.ipynb #ded6bd85
+# registry of readers of other people's reports
 REPORT_SOURCES: dict[str, Callable[..., ReportTable]] = {
     "ptbxl": partial(read_ptbxl_reports, fs=500),
     "openi": read_openi,

@@ -11,6 +11,7 @@ import re
 from ptacl.report.lexicon import Token
 
 # %% ../../nbs/report/32_degrees.ipynb #c574d317
+# measurement -> the words for its degrees
 TAKES = {
     "lvef": ("normal", "reduced"),
     "rvef": ("normal", "reduced"),
@@ -27,6 +28,7 @@ TAKES = {
     "repolarisation": ("normal",),
     "other": ("normal", "reduced", "increased", "prolonged", "dilated", "small", "normal_size"),
 }
+# short name in a report -> measurement
 SAYS = dict(
     rv="rvd",
     rv_size="rvd",
@@ -36,6 +38,7 @@ SAYS = dict(
     repolarisation="strain",
     lv="lvedv",
 )
+# measurement -> its unit in a report
 MEASURED_IN = {
     "lvef": "%",
     "rvef": "%",

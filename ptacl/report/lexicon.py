@@ -217,6 +217,7 @@ _SCOPE_WORDS: dict[str, str] = {
         r"of\b|\bin addition\b|\binstead\b| - )"
     ),
 }
+# wall of the heart -> pattern of its words
 TERRITORY_WORDS: dict[str, str] = {
     "lateral": r"(?:infero|antero|postero)?-?lateral(?:ly)?|\blcx\b|circumflex|\bi,? (?:and )?avl\b"
     r"|v5 ?"

@@ -24,6 +24,7 @@ import pandas as pd
 from ptacl.base.core import BadInput
 
 # %% ../../nbs/report/70_report_table.ipynb #44f675a9
+# language -> words that tell it
 LANGUAGES: dict[str, str] = {
     "de": (
         "und oder mit bei nicht kein keine ohne ist sind links rechts sinusrhythmus vorhofflimmern "
@@ -80,6 +81,7 @@ def why_unusable(
 
 
 # %% ../../nbs/report/70_report_table.ipynb #794b9174
+# columns of a table of reports
 REPORT_TABLE = ("id", "recordings", "text", "sections", "structured", "split", "language", "labels")
 
 

@@ -214,6 +214,7 @@ def _n_of(vectors: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(vectors.values())))
 
 
+# registry of the table's rows that need no training
 ROWS: dict[str, ReportRow] = {
     "constant": ReportRow("one normal report", lambda lib, v, seed: constant_row(lib, _n_of(v))),
     "frequent": ReportRow("the most frequent report", lambda lib, v, seed: frequent_row(lib, _n_of(v))),

@@ -58,6 +58,7 @@ def _between(low: str, high: str, **moments: tuple[float, float]) -> dict:
 
 _EF = ((0.0, "severely reduced"), (30.0, "moderately reduced"), (41.0, "mildly reduced"))
 
+# registry of findings: title, kind, where each is seen, units and limits
 FINDINGS: dict[str, FindingKind] = {
     "af": FindingKind("atrial fibrillation", "rhythm", ("ecg",), "af"),
     "tachycardia": FindingKind("sinus tachycardia", "rhythm", ("ecg",), "heart_rate_ecg_bpm"),
@@ -134,7 +135,7 @@ FINDINGS: dict[str, FindingKind] = {
 }
 
 # %% ../../nbs/report/10_schema.ipynb #edd7283d
-PRESENCES = ("present", "absent", "uncertain", "not_mentioned")
+PRESENCES = ("present", "absent", "uncertain", "not_mentioned")  # what a report can say of a finding
 
 
 @dataclass(frozen=True)

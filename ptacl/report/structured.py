@@ -28,6 +28,7 @@ class StructuredField:
     scale: tuple[float, float] = (0.0, 1.0)  # mean and SD that the number is scaled by for a model
 
 
+# registry of what may be told of a patient beside the recordings, with limits
 STRUCTURED: dict[str, StructuredField] = {
     "sex": StructuredField("", ("sex",)),
     "age": StructuredField("years", ("age",), 16, 110, (60, 15)),

@@ -172,6 +172,7 @@ def frontal_axis_deg(
 # %% ../../nbs/studies/20_classical.ipynb #078ccbdd
 _LIMITS = dict(pr_ms=(60, 400), qrs_ms=(40, 250), qt_ms=(200, 700))
 _WAVES = ("q", "r", "s", "st", "t", "p")
+# classical ECG feature -> unit
 FEATURE_UNITS = dict(
     heart_rate_bpm="bpm",
     rr_sd_ms="ms",

@@ -28,7 +28,7 @@ from ptacl.evaluation.many_labels import fit_many, macro_auroc
 from ptacl.use.adapters import Change, ECGAdapter, embed_set, open_adapters
 
 # %% ../../nbs/studies/90_ecg_benchmark.ipynb #aa7a7043
-MODES = ("probe", "fine-tune")
+MODES = ("probe", "fine-tune")  # what is fitted on an encoder: a probe, or all of it
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def _low_rate(ecg: ECG, rng: np.random.Generator) -> ECG:
     return resample_ecg(ecg, 100.0) if ecg.fs > 100 else ecg
 
 
+# registry of what is done to recordings to see how an encoder bears it
 DISTURBANCES: dict[str, Change] = dict(noise=_noise, chest_lost=_chest_lost, low_rate=_low_rate)
 
 

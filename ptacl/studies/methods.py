@@ -171,6 +171,7 @@ PAIRS = dict(  # row -> numbers of pairs that it is made with as well
     global_only=(500, 2000, 8000),
     supervised=(50, 200, 500, 1000, 2000, 8000),
 )
+# rows of the comparison
 METHODS = (
     _MAIN_ROWS
     | _OTHER_ROWS

@@ -136,8 +136,8 @@ class ScoredOutcome(NamedTuple):
 
 
 # %% ../../nbs/studies/92_phantom_outcomes.ipynb #d662075e
-TRUTH = "true risk"
-READER = "base + ECG's quantities"
+TRUTH = "true risk"  # name of the row of the risk by which events were drawn
+READER = "base + ECG's quantities"  # name of the model of every quantity that the ECG shows
 _TITLES = {FEATURES: "embedding", BOTH: "base + embedding"}
 
 

@@ -22,6 +22,7 @@ _PUBLISHED_TASKS = (
     ("georgia", "all"),
     ("code15", "all"),
 )
+# encoder -> protocol and the macro AUROCs that its readers report
 PUBLISHED_AUROC = {
     "ECGFounder": (_LINEAR, (0.924, 0.945, 0.874, 0.961, 0.964, 0.923, 0.976)),
     "ECG-JEPA": (_LINEAR, (0.911, 0.916, 0.908, 0.969, 0.975, 0.920, 0.984)),

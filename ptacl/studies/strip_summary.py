@@ -27,9 +27,9 @@ from ptacl.data.ecg_scaling import Scaling, fit_scaling, normalise
 # %% ../../nbs/studies/25_strip_summary.ipynb #acedcbbe
 # in bins of 20 ms: lags of the autocorrelation, and the average beat's reach
 BIN_S = 0.02
-LAGS = 100
-BEFORE = 15
-AFTER = 30
+LAGS = 100  # number of lags of the summary's autocorrelation
+BEFORE = 15  # bins of the summary before the steepest part of QRS
+AFTER = 30  # bins of the summary after the steepest part of QRS
 
 
 def slope_autocorrelation(

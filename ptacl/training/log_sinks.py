@@ -63,7 +63,7 @@ class TensorBoardSink:
 
 
 # %% ../../nbs/training/55_log_sinks.ipynb #cd466d9c
-LOG_SINKS = dict(tensorboard=LogSink(TensorBoardSink))
+LOG_SINKS = dict(tensorboard=LogSink(TensorBoardSink))  # registry of where a log goes beside its table
 
 
 class Sinks:

@@ -141,6 +141,7 @@ def _untrained() -> ECGAdapter:
     return encoder_adapter(encoder, "untrained")
 
 
+# registry of encoders as functions of recordings
 ECG_ADAPTERS: dict[str, Callable[[], ECGAdapter]] = dict(sample=_sample, untrained=_untrained)
 
 
@@ -168,6 +169,7 @@ def open_adapters(
 
 
 # %% ../../nbs/use/30_adapters.ipynb #0d186e8a
+# what is done to a recording before an encoder's own preparation
 Change = Callable[
     [ECG, np.random.Generator], ECG
 ]  # what is done to a recording before the encoder's own preparation

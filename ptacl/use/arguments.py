@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 # %% ../../nbs/use/05_arguments.ipynb #be968901
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")  # precisions in which an encoder computes
 
 
 def embed_parser() -> argparse.ArgumentParser:  # ends the process with 2 where an argument is wrong
