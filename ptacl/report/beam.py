@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["Beam", "Text", "beam_search"]
 
-# %% ../../nbs/report/86_beam.ipynb #31f78c05
+# %% ../../nbs/report/86_beam.ipynb #554006b7
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ptacl.base.core import BadInput
 
 
-# %% ../../nbs/report/86_beam.ipynb #58d30f2f
+# %% ../../nbs/report/86_beam.ipynb #e621e31f
 @dataclass(frozen=True)
 class Beam:
     "How to search."
@@ -40,7 +40,7 @@ class Beam:
         return log_p / ((5 + n) / 6) ** self.alpha
 
 
-# %% ../../nbs/report/86_beam.ipynb #394724f7
+# %% ../../nbs/report/86_beam.ipynb #ee70bc38
 @dataclass(frozen=True)
 class Text:
     "A text that was found."
@@ -50,6 +50,7 @@ class Text:
     is_cut: bool  # it had not ended after the longest length
 
 
+# %% ../../nbs/report/86_beam.ipynb #75acc79d
 def _ban_repeats(log_p_NV: Tensor, written: list[list[int]], groups: Mapping[int, int], n: int) -> None:
     "Take away, in place, what may not be written again."
     for row, words in zip(log_p_NV, written, strict=True):
@@ -95,9 +96,9 @@ class _Search:
         "The continuations of one participant; those that end are put aside."
         K = self.beam.width
         live = []
-        for value, place in zip(values, places, strict=True):
+        for rank, (value, place) in enumerate(zip(values, places, strict=True)):
             k, word = divmod(place, V)
-            if value == -torch.inf or self.is_over[b]:
+            if value == -torch.inf or self.is_over[b] or (word == self.end and rank >= K):
                 continue
             if word == self.end:
                 words = (*self.words[b * K + k], word)
@@ -123,7 +124,7 @@ class _Search:
         return Text(words, self.beam.score(float(self.log_p_BK[b, k]), len(words)), True)
 
 
-# %% ../../nbs/report/86_beam.ipynb #b08fd98a
+# %% ../../nbs/report/86_beam.ipynb #0c60071c
 @torch.no_grad()
 def beam_search(
     # last words (N,), state -> log-probabilities (N, V), next state; N = B * width, a participant's in a row
