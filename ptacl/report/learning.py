@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ["LearnSettings", "writer_loss", "fit_writer"]
 
-# %% ../../nbs/report/89_learning.ipynb #bfadde20
+# %% ../../nbs/report/89_learning.ipynb #1d0d435b
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,12 @@ from torch import Tensor
 from ptacl.base.core import BadInput, seed_everything
 from ptacl.report.cases import Cases
 from ptacl.report.decoders import doubly_stochastic
-from ptacl.report.lessons import Lesson, draw_lesson, report_vocabulary
+from ptacl.report.lessons import Lesson, cut_lesson, draw_lesson, report_vocabulary
+from ptacl.report.vocabulary import Vocabulary
 from ptacl.report.writer import Writer, WriterSettings, Written
 
 
-# %% ../../nbs/report/89_learning.ipynb #68b5da20
+# %% ../../nbs/report/89_learning.ipynb #5c798dd8
 @dataclass(frozen=True)
 class LearnSettings:
     "How a writer learns."
@@ -44,7 +45,7 @@ class LearnSettings:
             raise BadInput("learning", f"is {self}", "Give 1 epoch or more, a batch, and a rate above 0")
 
 
-# %% ../../nbs/report/89_learning.ipynb #1a5cfd16
+# %% ../../nbs/report/89_learning.ipynb #a61146a7
 def writer_loss(
     out: Written,  # what the writer made of a lesson, given its words but the last
     lesson: Lesson,  # the lesson
@@ -64,11 +65,11 @@ def writer_loss(
         )
     even = doubly_stochastic(out.weights_BTM, is_word_BT, memory_there_BM)
     loss = words + settings.finding_weight * (findings + walls) + settings.even_weight * even
-    parts = dict(words=words, findings=findings, walls=walls, even=even)
-    return loss, dict(loss=float(loss)) | {k: float(v) for k, v in parts.items()}
+    parts = dict(loss=loss, words=words, findings=findings, walls=walls, even=even)
+    return loss, {k: float(v.detach()) for k, v in parts.items()}
 
 
-# %% ../../nbs/report/89_learning.ipynb #6cee320c
+# %% ../../nbs/report/89_learning.ipynb #5ede8b8a
 def _groups_of(writer: Writer, decay: float) -> list[dict]:
     "Weight decay is for matrices alone."
     matrices = [
@@ -91,6 +92,18 @@ def _loss_of(writer: Writer, lesson: Lesson, settings: LearnSettings) -> tuple[T
     return writer_loss(out, lesson, torch.cat([*there, told], 1), settings)
 
 
+def _epoch_batches(
+    train: Cases, vocabulary: Vocabulary, rng: np.random.Generator, settings: LearnSettings
+) -> Iterator[Lesson]:
+    "Everybody once, four batches of like lengths at a time; a batch that would not be whole is left out."
+    order = rng.permutation(len(train))
+    n = max(1, len(train) // settings.batch_size)
+    for start in range(0, n, 4):
+        several = min(4, n - start)
+        rows = order[start * settings.batch_size :][: several * settings.batch_size]
+        yield from cut_lesson(draw_lesson(train, rows, vocabulary, rng), several)
+
+
 def _lr_factor(step: int, total: int, warmup_share: float) -> float:
     "Up in a line, down in half a cosine."
     up = warmup_share * total
@@ -99,7 +112,7 @@ def _lr_factor(step: int, total: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, total - up)))
 
 
-# %% ../../nbs/report/89_learning.ipynb #c482de58
+# %% ../../nbs/report/89_learning.ipynb #dcacab25
 def fit_writer(
     train: Cases,  # who is learned from
     watched: Cases,  # whose loss is watched
@@ -120,19 +133,15 @@ def fit_writer(
     factor = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: _lr_factor(step, total, settings.warmup_share)
     )
-    exam = [
-        draw_lesson(watched, rows, vocabulary, np.random.default_rng(1))
-        for rows in np.array_split(np.arange(len(watched)), max(1, len(watched) // 64))
-    ]
+    exam_all = draw_lesson(watched, range(len(watched)), vocabulary, np.random.default_rng(1))
+    exam = cut_lesson(exam_all, max(1, len(watched) // settings.batch_size))
     log = []
     started = time.process_time()
     for epoch in range(settings.epochs):
         writer.train()
-        order = rng.permutation(len(train))
         learned = []
-        for k in range(per_epoch):
-            rows = order[k * settings.batch_size : (k + 1) * settings.batch_size]
-            loss, parts = _loss_of(writer, draw_lesson(train, rows, vocabulary, rng), settings)
+        for batch in _epoch_batches(train, vocabulary, rng, settings):
+            loss, parts = _loss_of(writer, batch, settings)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(writer.parameters(), settings.clip_norm)

@@ -15,7 +15,7 @@ __all__ = [
     "load_writer",
 ]
 
-# %% ../../nbs/report/85_writer.ipynb #21e57743
+# %% ../../nbs/report/85_writer.ipynb #7d80d4e0
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from ptacl.base.core import BadInput, entry_of
 from ptacl.models.weights import fit_weights, read_settings, read_weights, save_weights
 from ptacl.report.decoders import DECODERS, Heads, Memory
-from ptacl.report.plan import PLAN_STATES, VIEWS
+from ptacl.report.plan import PLAN_STATES
 from ptacl.report.schema import FINDINGS, TERRITORIES
 from ptacl.report.structured import STRUCTURED, Structured
 from ptacl.report.tokens import Tokens
-from ptacl.report.vocabulary import MARKS, Vocabulary
+from ptacl.report.vocabulary import Vocabulary
 
-# %% ../../nbs/report/85_writer.ipynb #88e9066c
+# %% ../../nbs/report/85_writer.ipynb #e51bc5ea
 CONDITIONS = tuple(name for name, kind in FINDINGS.items() if not kind.is_measurement)
 
 
@@ -47,7 +47,7 @@ class Seen(NamedTuple):
     told_BS: Tensor  # five scaled values, five flags (1 = missing), (B, 10)
 
 
-# %% ../../nbs/report/85_writer.ipynb #71d99703
+# %% ../../nbs/report/85_writer.ipynb #ed143c11
 def as_seen(
     tokens: Tokens,  # of P participants
     told: Sequence[Structured],  # of the same
@@ -69,7 +69,7 @@ def as_seen(
     return Seen(features, is_there, pooled, torch.from_numpy(np.stack([told[i].vector() for i in rows])))
 
 
-# %% ../../nbs/report/85_writer.ipynb #47f7eb83
+# %% ../../nbs/report/85_writer.ipynb #2f5a1f5f
 class FindingHead(nn.Module):
     "Which conditions are there, and in which wall an infarct is."
 
@@ -112,7 +112,7 @@ class FindingHead(nn.Module):
         return logits_BC, walls_BW, weights_BCM
 
 
-# %% ../../nbs/report/85_writer.ipynb #9e497e4f
+# %% ../../nbs/report/85_writer.ipynb #212a55c3
 @dataclass(frozen=True)
 class WriterSettings:
     "What a writer is built from."
@@ -129,7 +129,7 @@ class WriterSettings:
     dropout: float = 0.2  # in training
 
 
-# %% ../../nbs/report/85_writer.ipynb #ce3acdf4
+# %% ../../nbs/report/85_writer.ipynb #00cbff26
 class Written(NamedTuple):
     "What a writer makes of a batch."
 
@@ -139,7 +139,7 @@ class Written(NamedTuple):
     walls_BW: Tensor  # logits of `TERRITORIES`
 
 
-# %% ../../nbs/report/85_writer.ipynb #c2cc1b91
+# %% ../../nbs/report/85_writer.ipynb #5d33c60a
 class Writer(nn.Module):
     "From tokens and what is told to findings and words."
 
@@ -237,7 +237,7 @@ class Writer(nn.Module):
         return Written(logits_BTV, weights_BTM, findings_BC, walls_BW)
 
 
-# %% ../../nbs/report/85_writer.ipynb #7700767f
+# %% ../../nbs/report/85_writer.ipynb #e8d55f2a
 def save_writer(
     writer: Writer,  # trained
     folder: str | Path,  # where model.safetensors and config.json go
@@ -246,6 +246,7 @@ def save_writer(
     return save_weights(writer.state_dict(), dict(architectures=["Writer"]) | asdict(writer.settings), folder)
 
 
+# %% ../../nbs/report/85_writer.ipynb #8061adfc
 def load_writer(
     folder: str | Path,  # written by `save_writer`
 ) -> Writer:  # in evaluation mode

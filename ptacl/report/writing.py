@@ -12,9 +12,9 @@ __all__ = [
     "write_reports",
 ]
 
-# %% ../../nbs/report/91_writing.ipynb #1f4d2578
+# %% ../../nbs/report/91_writing.ipynb #e61133d2
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from ptacl.report.schema import FINDINGS, TERRITORIES, Report, severity_word
 from ptacl.report.writer import CONDITIONS, Writer, as_seen
 
 
-# %% ../../nbs/report/91_writing.ipynb #5c45ef1b
+# %% ../../nbs/report/91_writing.ipynb #034dff7e
 @torch.no_grad()
 def found_probabilities(
     writer: Writer,  # in evaluation mode
@@ -61,7 +61,7 @@ def thresholds_of(
     return {c: expected_f1_threshold(np.array([f[c] for f in found])) for c in CONDITIONS}
 
 
-# %% ../../nbs/report/91_writing.ipynb #f684962e
+# %% ../../nbs/report/91_writing.ipynb #70beda93
 def _is_wrong(sentence: str, name: str, given: Report, sex: str) -> bool:
     "Whether a sentence says of a measurement what its number does not bear out."
     f = parse_report(sentence).report[name]
@@ -104,7 +104,7 @@ def _plain(name: str, given: Report, author: str) -> str:
     return fill_slots(Draft(f"{title} <{name}>.", given, author))
 
 
-# %% ../../nbs/report/91_writing.ipynb #f01d7bc0
+# %% ../../nbs/report/91_writing.ipynb #2adf9834
 @dataclass(frozen=True)
 class WrittenReport:
     "A report, and all that it came from."
@@ -118,7 +118,7 @@ class WrittenReport:
     n_mended: int  # sentences that were replaced
 
 
-# %% ../../nbs/report/91_writing.ipynb #65786dc5
+# %% ../../nbs/report/91_writing.ipynb #b2d41d1c
 @torch.no_grad()
 def decode_texts(
     writer: Writer,  # in evaluation mode
@@ -149,7 +149,7 @@ def decode_texts(
     return beam_search(step, state, first_B, vocabulary.number_of["<end>"], beam, groups)
 
 
-# %% ../../nbs/report/91_writing.ipynb #b6b68c6b
+# %% ../../nbs/report/91_writing.ipynb #8dbe1b5a
 def write_reports(
     writer: Writer,  # in evaluation mode
     cases: Cases,  # whose reports are written; their truths are not read
@@ -162,7 +162,8 @@ def write_reports(
 ) -> list[WrittenReport]:  # one for each
     "Write the reports of some participants."
     if not writer.settings.made_by == cases.tokens.made_by == numbers.made_by or numbers.view != view:
-        problem = f"writer, tokens and numbers are of {writer.settings.made_by}, {cases.tokens.made_by} and {numbers.made_by} ({numbers.view})"
+        made_by = [writer.settings.made_by, cases.tokens.made_by, numbers.made_by]
+        problem = f"writer, tokens and numbers are of {made_by}, the numbers of the view {numbers.view}"
         raise BadInput("report", problem, "Take all of the same encoders and view")
     rng = np.random.default_rng(seed)
     authors = [TAUGHT[rng.integers(len(TAUGHT))] for _ in range(len(cases))]
