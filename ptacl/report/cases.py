@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["Cases", "simulated_truths", "simulated_cases"]
 
-# %% ../../nbs/report/81_cases.ipynb #fb9f3975
+# %% ../../nbs/report/81_cases.ipynb #b13653b9
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from ptacl.report.tokens import Tokens, encode_tokens, load_tokens, save_tokens
 from ptacl.report.truth import ectopic_beats, truth_report
 
 
-# %% ../../nbs/report/81_cases.ipynb #baa36d89
+# %% ../../nbs/report/81_cases.ipynb #c3e77f60
 @dataclass(frozen=True)
 class Cases:
     "P participants whose reports are learned from or written."
@@ -62,7 +62,7 @@ class Cases:
         return self.take(np.flatnonzero(np.array(self.splits) == name))
 
 
-# %% ../../nbs/report/81_cases.ipynb #0b61af3f
+# %% ../../nbs/report/81_cases.ipynb #cfd20d4a
 def simulated_truths(
     folder: str | Path,  # a store that was simulated
     ids: Sequence[str],  # participants in it
@@ -89,7 +89,7 @@ def simulated_truths(
     return found
 
 
-# %% ../../nbs/report/81_cases.ipynb #b0a566dc
+# %% ../../nbs/report/81_cases.ipynb #4f727a2a
 def simulated_cases(
     data: str | Path,  # a store that was simulated
     systems: Mapping[str, tuple[System, TrainConfig]],  # from `token_encoders`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["DECODERS", "Memory", "Heads", "doubly_stochastic", "SATDecoder", "TransformerDecoder"]
 
-# %% ../../nbs/report/84_decoders.ipynb #02df9845
+# %% ../../nbs/report/84_decoders.ipynb #b0a557bd
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-# %% ../../nbs/report/84_decoders.ipynb #0da61520
+# %% ../../nbs/report/84_decoders.ipynb #eb3892fc
 class Memory(NamedTuple):
     "What a decoder looks at while it writes."
 
@@ -31,7 +31,7 @@ class Memory(NamedTuple):
         return Memory(*(x.repeat_interleave(n, dim=0) for x in self))
 
 
-# %% ../../nbs/report/84_decoders.ipynb #be58ae13
+# %% ../../nbs/report/84_decoders.ipynb #ccaeda88
 class Heads(nn.Module):
     "Attention of several heads to a memory, whose weights are handed out."
 
@@ -66,7 +66,7 @@ class Heads(nn.Module):
         B, T, D = x_BTD.shape
         key_BHMd, value_BHMd = prepared
         query_BHTd = self.query(x_BTD).view(B, T, self.heads, -1).transpose(1, 2)
-        if not wants_weights:
+        if not wants_weights and not torch.is_grad_enabled():  # in training it is slower than what follows
             seen_BHTd = F.scaled_dot_product_attention(query_BHTd, key_BHMd, value_BHMd, may_look)
             return self.out(seen_BHTd.transpose(1, 2).reshape(B, T, D)), None
         scores_BHTM = (query_BHTd @ key_BHMd.transpose(2, 3)).float() / math.sqrt(D // self.heads)
@@ -74,10 +74,10 @@ class Heads(nn.Module):
             scores_BHTM = scores_BHTM.masked_fill(~may_look, -math.inf)
         weights_BHTM = scores_BHTM.softmax(-1)
         seen_BTD = (weights_BHTM.to(value_BHMd.dtype) @ value_BHMd).transpose(1, 2).reshape(B, T, D)
-        return self.out(seen_BTD), weights_BHTM.mean(1)
+        return self.out(seen_BTD), weights_BHTM.mean(1) if wants_weights else None
 
 
-# %% ../../nbs/report/84_decoders.ipynb #1871610a
+# %% ../../nbs/report/84_decoders.ipynb #7da1d257
 def doubly_stochastic(
     weights_BTM: Tensor,  # of each word for each token, (B, T, M)
     is_word_BT: Tensor,  # False = behind the end of the text, (B, T)
@@ -90,7 +90,7 @@ def doubly_stochastic(
     return (((target_B1 - total_BM).square() * is_there_BM).sum(1) / n_B1[:, 0]).mean()
 
 
-# %% ../../nbs/report/84_decoders.ipynb #b9501a4c
+# %% ../../nbs/report/84_decoders.ipynb #0d19f605
 class SATDecoder(nn.Module):
     "LSTM with attention and a gate."
 
@@ -171,7 +171,7 @@ class SATDecoder(nn.Module):
         return self.to_words(self.drop(torch.stack(hidden, 1))), torch.stack(weights, 1)
 
 
-# %% ../../nbs/report/84_decoders.ipynb #ff3f23b3
+# %% ../../nbs/report/84_decoders.ipynb #722ff227
 class _Block(nn.Module):
     "One block of the decoder."
 
@@ -270,5 +270,5 @@ class TransformerDecoder(nn.Module):
         return self.to_words(self.norm(x_BTD)), weights_BTM
 
 
-# %% ../../nbs/report/84_decoders.ipynb #7bd4e559
+# %% ../../nbs/report/84_decoders.ipynb #2afc6c84
 DECODERS: dict[str, Callable[..., nn.Module]] = {"transformer": TransformerDecoder, "sat": SATDecoder}

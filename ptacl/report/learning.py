@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["LearnSettings", "writer_loss", "fit_writer"]
 
-# %% ../../nbs/report/89_learning.ipynb #1d0d435b
+# %% ../../nbs/report/89_learning.ipynb #b483cf7e
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ from ptacl.report.vocabulary import Vocabulary
 from ptacl.report.writer import Writer, WriterSettings, Written
 
 
-# %% ../../nbs/report/89_learning.ipynb #5c798dd8
+# %% ../../nbs/report/89_learning.ipynb #7022bcf1
 @dataclass(frozen=True)
 class LearnSettings:
     "How a writer learns."
@@ -45,7 +45,7 @@ class LearnSettings:
             raise BadInput("learning", f"is {self}", "Give 1 epoch or more, a batch, and a rate above 0")
 
 
-# %% ../../nbs/report/89_learning.ipynb #a61146a7
+# %% ../../nbs/report/89_learning.ipynb #6e937086
 def writer_loss(
     out: Written,  # what the writer made of a lesson, given its words but the last
     lesson: Lesson,  # the lesson
@@ -69,7 +69,7 @@ def writer_loss(
     return loss, {k: float(v.detach()) for k, v in parts.items()}
 
 
-# %% ../../nbs/report/89_learning.ipynb #5ede8b8a
+# %% ../../nbs/report/89_learning.ipynb #775ab5c8
 def _groups_of(writer: Writer, decay: float) -> list[dict]:
     "Weight decay is for matrices alone."
     matrices = [
@@ -112,7 +112,7 @@ def _lr_factor(step: int, total: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, total - up)))
 
 
-# %% ../../nbs/report/89_learning.ipynb #dcacab25
+# %% ../../nbs/report/89_learning.ipynb #ed58a948
 def fit_writer(
     train: Cases,  # who is learned from
     watched: Cases,  # whose loss is watched

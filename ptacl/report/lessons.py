@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["TAUGHT", "VIEW_SHARES", "HEDGES", "report_vocabulary", "Lesson", "draw_lesson", "cut_lesson"]
 
-# %% ../../nbs/report/88_lessons.ipynb #aa786c26
+# %% ../../nbs/report/88_lessons.ipynb #ab5798cb
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from ptacl.report.schema import TERRITORIES, Report
 from ptacl.report.vocabulary import Vocabulary, make_vocabulary
 from ptacl.report.writer import CONDITIONS, Seen, as_seen
 
-# %% ../../nbs/report/88_lessons.ipynb #adafbe87
+# %% ../../nbs/report/88_lessons.ipynb #60c68d07
 TAUGHT = tuple(name for name, a in AUTHORS.items() if not a.held_out)
 VIEW_SHARES: dict[str, float] = {"both": 0.45, "ecg": 0.25, "cine": 0.2, "told": 0.1}
 HEDGES: dict[str, float] = {"both": 0.05, "ecg": 0.3, "cine": 0.2, "told": 0.6}  # of the measurements
@@ -41,7 +41,7 @@ def report_vocabulary(
     return make_vocabulary(texts, TAUGHT)
 
 
-# %% ../../nbs/report/88_lessons.ipynb #45dac971
+# %% ../../nbs/report/88_lessons.ipynb #5742908e
 class Lesson(NamedTuple):
     "A batch to learn from."
 
@@ -53,7 +53,7 @@ class Lesson(NamedTuple):
     views: tuple[str, ...]  # of each participant
 
 
-# %% ../../nbs/report/88_lessons.ipynb #7aa21875
+# %% ../../nbs/report/88_lessons.ipynb #7d34ccce
 def draw_lesson(
     cases: Cases,  # training participants
     rows: Sequence[int] | np.ndarray,  # B of them
@@ -86,7 +86,7 @@ def draw_lesson(
     )
 
 
-# %% ../../nbs/report/88_lessons.ipynb #256efaeb
+# %% ../../nbs/report/88_lessons.ipynb #debb0707
 def cut_lesson(
     lesson: Lesson,  # of B participants
     n: int,  # batches

@@ -14,7 +14,7 @@ __all__ = [
     "fit_conditions",
 ]
 
-# %% ../../nbs/report/87_numbers.ipynb #452460d3
+# %% ../../nbs/report/87_numbers.ipynb #291d6b32
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from ptacl.report.structured import Structured
 from ptacl.report.tokens import Tokens
 
 
-# %% ../../nbs/report/87_numbers.ipynb #6ace7914
+# %% ../../nbs/report/87_numbers.ipynb #8830dbb8
 def view_features(
     tokens: Tokens,  # of P participants; their pooled vectors are read
     told: Sequence[Structured],  # of the same
@@ -45,7 +45,7 @@ def view_features(
     return np.concatenate([*parts, np.stack([t.vector() for t in told])], axis=1)
 
 
-# %% ../../nbs/report/87_numbers.ipynb #24f6cdf9
+# %% ../../nbs/report/87_numbers.ipynb #db712505
 HEDGE = 0.9  # share of the cohort's own width from which an interval says nothing
 
 
@@ -65,7 +65,7 @@ def conformal_half_width(
     return float(np.sort(np.abs(errors_B))[rank - 1])
 
 
-# %% ../../nbs/report/87_numbers.ipynb #513319db
+# %% ../../nbs/report/87_numbers.ipynb #9db09419
 @dataclass(frozen=True)
 class NumberProbe:
     "Measurements from frozen features."
@@ -97,7 +97,7 @@ class NumberProbe:
         return found
 
 
-# %% ../../nbs/report/87_numbers.ipynb #f596525c
+# %% ../../nbs/report/87_numbers.ipynb #aebab225
 def fit_numbers(
     cases: Cases,  # training participants
     view: str,  # key of `VIEWS`
@@ -121,7 +121,7 @@ def fit_numbers(
     return NumberProbe(view, cases.tokens.made_by, models, half, widest)
 
 
-# %% ../../nbs/report/87_numbers.ipynb #7b0b975c
+# %% ../../nbs/report/87_numbers.ipynb #a374774e
 def expected_f1_threshold(
     probability_P: np.ndarray,  # of one condition, of some people
 ) -> float:  # from which on it is said to be there
@@ -132,7 +132,7 @@ def expected_f1_threshold(
     return float(ordered[int(expected.argmax())])
 
 
-# %% ../../nbs/report/87_numbers.ipynb #9a6e400f
+# %% ../../nbs/report/87_numbers.ipynb #5c56f1f1
 @dataclass(frozen=True)
 class ConditionProbe:
     "Conditions from frozen features."
@@ -156,12 +156,12 @@ class ConditionProbe:
         return found
 
 
+# %% ../../nbs/report/87_numbers.ipynb #fa840c27
 def _logistic(features_PS: np.ndarray, label_P: np.ndarray) -> Pipeline:
     "One regression."
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=500)).fit(features_PS, label_P)
 
 
-# %% ../../nbs/report/87_numbers.ipynb #441d21cf
 def fit_conditions(
     cases: Cases,  # training participants
     view: str,  # key of `VIEWS`

@@ -10,18 +10,18 @@ __all__ = [
     "TrainedRow",
     "ReportConfig",
     "shuffled_reports",
-    "report_library",
     "row_vectors",
+    "report_library",
     "template_reports",
     "ScoredRow",
-    "score_row",
     "reference_texts",
+    "score_row",
     "untrained_rows",
     "trained_row",
     "f1_differences",
 ]
 
-# %% ../../nbs/report/93_report_study.ipynb #3952797a
+# %% ../../nbs/report/93_report_study.ipynb #618a5f1a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +53,7 @@ from ptacl.report.writer import Writer
 from ptacl.report.writing import WrittenReport, found_probabilities, thresholds_of, write_reports
 
 
-# %% ../../nbs/report/93_report_study.ipynb #0e73cc85
+# %% ../../nbs/report/93_report_study.ipynb #a202a915
 @dataclass(frozen=True)
 class TrainedRow:
     "A writer that is trained for the table."
@@ -79,7 +79,7 @@ TRAINED_ROWS: dict[str, TrainedRow] = {
 KINDS = ("simulated", "ptbxl", "openi", "mimic", "coco")
 
 
-# %% ../../nbs/report/93_report_study.ipynb #57dc4c76
+# %% ../../nbs/report/93_report_study.ipynb #8dc69222
 @dataclass(frozen=True)
 class ReportConfig(Parameters):
     "Every setting of the experiment."
@@ -137,7 +137,7 @@ class ReportConfig(Parameters):
         return LearnSettings(seed=seed, **how)
 
 
-# %% ../../nbs/report/93_report_study.ipynb #8f5825e7
+# %% ../../nbs/report/93_report_study.ipynb #0416db02
 def shuffled_reports(
     cases: Cases,  # training participants
     seed: int = 0,  # of the deal
@@ -147,15 +147,7 @@ def shuffled_reports(
     return replace(cases, truths=tuple(cases.truths[i] for i in order))
 
 
-def report_library(
-    train: Cases,  # training participants
-    seed: int = 0,  # of their authors
-) -> Library:  # a text of each, with the encoders' vectors
-    "Reports to copy from."
-    texts = written_row(train.truths, seed=seed)
-    return Library(tuple(texts), row_vectors(train))
-
-
+# %% ../../nbs/report/93_report_study.ipynb #cdd941b8
 def row_vectors(
     cases: Cases,  # of any part
 ) -> dict[str, np.ndarray]:  # section -> vectors, "" = for the whole report
@@ -167,6 +159,17 @@ def row_vectors(
     return {k: unit[v] if isinstance(v, str) else v for k, v in of.items()}
 
 
+# %% ../../nbs/report/93_report_study.ipynb #cc96cb11
+def report_library(
+    train: Cases,  # training participants
+    seed: int = 0,  # of their authors
+) -> Library:  # a text of each, with the encoders' vectors
+    "Reports to copy from."
+    texts = written_row(train.truths, seed=seed)
+    return Library(tuple(texts), row_vectors(train))
+
+
+# %% ../../nbs/report/93_report_study.ipynb #93671310
 def template_reports(
     train: Cases,  # that the probes are fitted on
     test: Cases,  # who is written up
@@ -184,7 +187,7 @@ def template_reports(
     return [seen_report(r, view) for r in reports]
 
 
-# %% ../../nbs/report/93_report_study.ipynb #da0a3594
+# %% ../../nbs/report/93_report_study.ipynb #b55f4d5f
 ECG_FOUR = ("lbbb", "infarct", "af", "ectopy")
 
 
@@ -199,6 +202,17 @@ class ScoredRow:
     texts: Sequence[str]  # as they were written
 
 
+# %% ../../nbs/report/93_report_study.ipynb #9d5d83c1
+def reference_texts(
+    test: Cases,  # held-out participants
+    seed: int = 0,  # of authors and words
+) -> list[list[str]]:  # five right reports of each
+    "What scores of words compare with."
+    rng = np.random.default_rng(seed)
+    return [references(t, rng) for t in test.truths]
+
+
+# %% ../../nbs/report/93_report_study.ipynb #d3bce000
 def score_row(
     texts: Sequence[str],  # of the held-out participants
     test: Cases,  # these
@@ -224,16 +238,7 @@ def score_row(
     return ScoredRow(scores, finding_table(parses, test.truths), numbers, counts, list(texts))
 
 
-def reference_texts(
-    test: Cases,  # held-out participants
-    seed: int = 0,  # of authors and words
-) -> list[list[str]]:  # five right reports of each
-    "What scores of words compare with."
-    rng = np.random.default_rng(seed)
-    return [references(t, rng) for t in test.truths]
-
-
-# %% ../../nbs/report/93_report_study.ipynb #2050db09
+# %% ../../nbs/report/93_report_study.ipynb #f6902002
 def untrained_rows(
     train: Cases,  # training participants
     test: Cases,  # held-out ones
@@ -254,16 +259,15 @@ def untrained_rows(
     return rows
 
 
-# %% ../../nbs/report/93_report_study.ipynb #f1a9700b
+# %% ../../nbs/report/93_report_study.ipynb #8e7e3467
 def trained_row(
     name: str,  # key of `TRAINED_ROWS`
     cases: Cases,  # everybody; of untrained encoders for that control
     cfg: ReportConfig,  # how
     seed: int,  # of the writer
     refs: Sequence[Sequence[str]],  # reference texts
-) -> tuple[
-    Writer, pd.DataFrame, dict[str, ScoredRow], dict[str, list[WrittenReport]]
-]:  # writer, log, view -> row
+    # writer, log, view -> row, view -> reports
+) -> tuple[Writer, pd.DataFrame, dict[str, ScoredRow], dict[str, list[WrittenReport]]]:
     "Train a writer, choose its thresholds on those who are watched, and score what it writes."
     row = entry_of(TRAINED_ROWS, name, "rows")
     train = cases.split("train")
@@ -284,7 +288,7 @@ def trained_row(
     return writer, log, scored, written
 
 
-# %% ../../nbs/report/93_report_study.ipynb #2ade4006
+# %% ../../nbs/report/93_report_study.ipynb #98aa2194
 def f1_differences(
     rows: Mapping[str, Sequence[np.ndarray]],  # title -> counts of each seed, (B, C, 3)
     against: str,  # title of the row that all are compared with

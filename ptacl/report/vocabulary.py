@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["MARKS", "split_words", "Vocabulary", "make_vocabulary"]
 
-# %% ../../nbs/report/82_vocabulary.ipynb #7d3492ee
+# %% ../../nbs/report/82_vocabulary.ipynb #61e5dbec
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from functools import cached_property
 from ptacl.base.core import BadInput
 from ptacl.report.schema import FINDINGS
 
-# %% ../../nbs/report/82_vocabulary.ipynb #3d9dda8e
+# %% ../../nbs/report/82_vocabulary.ipynb #4b37dd0e
 _WORD = re.compile(r"\n| ?<[\w:]+>| ?[^\W\d_]+(?:['’-][^\W\d_]+)*| ?\d+| ?[^\w\s]| ?_| ")
 
 
@@ -26,7 +26,7 @@ def split_words(
     return _WORD.findall(re.sub(r"[^\S\n]+", " ", text).strip())
 
 
-# %% ../../nbs/report/82_vocabulary.ipynb #72f9a33b
+# %% ../../nbs/report/82_vocabulary.ipynb #e09c2896
 MARKS = ("<pad>", "<begin>", "<end>", "<unk>")
 
 
@@ -93,7 +93,7 @@ class Vocabulary:
         return sum(w not in self.number_of for w in split_words(text))
 
 
-# %% ../../nbs/report/82_vocabulary.ipynb #7c880594
+# %% ../../nbs/report/82_vocabulary.ipynb #3787a63b
 def make_vocabulary(
     texts: Iterable[str],  # training texts, with slots
     authors: Sequence[str] = (),  # whose manner can be asked for

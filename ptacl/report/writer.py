@@ -15,7 +15,7 @@ __all__ = [
     "load_writer",
 ]
 
-# %% ../../nbs/report/85_writer.ipynb #7d80d4e0
+# %% ../../nbs/report/85_writer.ipynb #d52ae9c7
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from ptacl.report.structured import STRUCTURED, Structured
 from ptacl.report.tokens import Tokens
 from ptacl.report.vocabulary import Vocabulary
 
-# %% ../../nbs/report/85_writer.ipynb #e51bc5ea
+# %% ../../nbs/report/85_writer.ipynb #733c8137
 CONDITIONS = tuple(name for name, kind in FINDINGS.items() if not kind.is_measurement)
 
 
@@ -47,14 +47,13 @@ class Seen(NamedTuple):
     told_BS: Tensor  # five scaled values, five flags (1 = missing), (B, 10)
 
 
-# %% ../../nbs/report/85_writer.ipynb #ed143c11
+# %% ../../nbs/report/85_writer.ipynb #6566232b
 def as_seen(
     tokens: Tokens,  # of P participants
     told: Sequence[Structured],  # of the same
     rows: Sequence[int] | np.ndarray,  # B of them
-    modalities: Sequence[
-        Sequence[str]
-    ],  # for each of the B, the modalities that are there; others are masked
+    # for each of the B, the modalities that are there; others are masked
+    modalities: Sequence[Sequence[str]],
 ) -> Seen:  # ready for a writer
     "Some participants as tensors."
     rows = np.asarray(rows)
@@ -69,7 +68,7 @@ def as_seen(
     return Seen(features, is_there, pooled, torch.from_numpy(np.stack([told[i].vector() for i in rows])))
 
 
-# %% ../../nbs/report/85_writer.ipynb #2f5a1f5f
+# %% ../../nbs/report/85_writer.ipynb #e2911e08
 class FindingHead(nn.Module):
     "Which conditions are there, and in which wall an infarct is."
 
@@ -112,7 +111,7 @@ class FindingHead(nn.Module):
         return logits_BC, walls_BW, weights_BCM
 
 
-# %% ../../nbs/report/85_writer.ipynb #212a55c3
+# %% ../../nbs/report/85_writer.ipynb #0424c5ac
 @dataclass(frozen=True)
 class WriterSettings:
     "What a writer is built from."
@@ -129,7 +128,7 @@ class WriterSettings:
     dropout: float = 0.2  # in training
 
 
-# %% ../../nbs/report/85_writer.ipynb #00cbff26
+# %% ../../nbs/report/85_writer.ipynb #022d3161
 class Written(NamedTuple):
     "What a writer makes of a batch."
 
@@ -139,7 +138,7 @@ class Written(NamedTuple):
     walls_BW: Tensor  # logits of `TERRITORIES`
 
 
-# %% ../../nbs/report/85_writer.ipynb #5d33c60a
+# %% ../../nbs/report/85_writer.ipynb #b3c57826
 class Writer(nn.Module):
     "From tokens and what is told to findings and words."
 
@@ -237,7 +236,7 @@ class Writer(nn.Module):
         return Written(logits_BTV, weights_BTM, findings_BC, walls_BW)
 
 
-# %% ../../nbs/report/85_writer.ipynb #e8d55f2a
+# %% ../../nbs/report/85_writer.ipynb #1dd0abc1
 def save_writer(
     writer: Writer,  # trained
     folder: str | Path,  # where model.safetensors and config.json go
@@ -246,7 +245,7 @@ def save_writer(
     return save_weights(writer.state_dict(), dict(architectures=["Writer"]) | asdict(writer.settings), folder)
 
 
-# %% ../../nbs/report/85_writer.ipynb #8061adfc
+# %% ../../nbs/report/85_writer.ipynb #14316499
 def load_writer(
     folder: str | Path,  # written by `save_writer`
 ) -> Writer:  # in evaluation mode

@@ -12,7 +12,7 @@ __all__ = [
     "write_reports",
 ]
 
-# %% ../../nbs/report/91_writing.ipynb #e61133d2
+# %% ../../nbs/report/91_writing.ipynb #f5d45467
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ from ptacl.report.schema import FINDINGS, TERRITORIES, Report, severity_word
 from ptacl.report.writer import CONDITIONS, Writer, as_seen
 
 
-# %% ../../nbs/report/91_writing.ipynb #034dff7e
+# %% ../../nbs/report/91_writing.ipynb #326e1b8b
 @torch.no_grad()
 def found_probabilities(
     writer: Writer,  # in evaluation mode
@@ -54,6 +54,7 @@ def found_probabilities(
     return found
 
 
+# %% ../../nbs/report/91_writing.ipynb #dfafc27d
 def thresholds_of(
     found: Sequence[Mapping[str, float]],  # from `found_probabilities`, of people who are not held out
 ) -> dict[str, float]:  # condition -> threshold
@@ -61,7 +62,7 @@ def thresholds_of(
     return {c: expected_f1_threshold(np.array([f[c] for f in found])) for c in CONDITIONS}
 
 
-# %% ../../nbs/report/91_writing.ipynb #70beda93
+# %% ../../nbs/report/91_writing.ipynb #d3e5c63d
 def _is_wrong(sentence: str, name: str, given: Report, sex: str) -> bool:
     "Whether a sentence says of a measurement what its number does not bear out."
     f = parse_report(sentence).report[name]
@@ -104,7 +105,7 @@ def _plain(name: str, given: Report, author: str) -> str:
     return fill_slots(Draft(f"{title} <{name}>.", given, author))
 
 
-# %% ../../nbs/report/91_writing.ipynb #2adf9834
+# %% ../../nbs/report/91_writing.ipynb #aa017d18
 @dataclass(frozen=True)
 class WrittenReport:
     "A report, and all that it came from."
@@ -118,7 +119,7 @@ class WrittenReport:
     n_mended: int  # sentences that were replaced
 
 
-# %% ../../nbs/report/91_writing.ipynb #b2d41d1c
+# %% ../../nbs/report/91_writing.ipynb #8673648a
 @torch.no_grad()
 def decode_texts(
     writer: Writer,  # in evaluation mode
@@ -149,7 +150,7 @@ def decode_texts(
     return beam_search(step, state, first_B, vocabulary.number_of["<end>"], beam, groups)
 
 
-# %% ../../nbs/report/91_writing.ipynb #8dbe1b5a
+# %% ../../nbs/report/91_writing.ipynb #667b224d
 def write_reports(
     writer: Writer,  # in evaluation mode
     cases: Cases,  # whose reports are written; their truths are not read
