@@ -28,6 +28,7 @@ BY_PAPERMILL = (
     "evaluate",
     "explore",
     "outcomes",
+    "report",
 )
 
 
@@ -99,6 +100,11 @@ SMALLEST = {
         3,
         ("events", "likelihood ratio", "minutes of CPU"),
     ),
+    "report.ipynb": (
+        dict(rows="planned", epochs=1, beam=1, longest=20, n_boot=20),
+        0,
+        ("held out: ", "planned, seed 0: ", "the truth, by the held-out author", "tables and writers are in"),
+    ),
     "evaluate.ipynb": (
         dict(n_boot=50, phenotypes="lvef,lvedv_ml"),
         8,
@@ -126,6 +132,8 @@ def test_experiment_runs(name, repo, tmp_path):
     if name == "benchmark.ipynb":  # the recipe for a GPU at the smallest sizes, on the processor
         recipe = yaml.safe_load((repo / "nbs" / "recipes" / "bench_gpu.yaml").read_text())
         params = recipe | params | dict(out=str(tmp_path / "tables"))
+    if name == "report.ipynb":  # people, tokens, writers and tables go where `out` says
+        params = params | dict(out=str(tmp_path / "reports"))
     outs = [
         o
         for c in nbformat.read(

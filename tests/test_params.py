@@ -17,6 +17,7 @@ from ptacl.data.prepare import PrepareConfig
 from ptacl.phantom.realism import ValidateConfig
 from ptacl.phantom.simulated_store import SimulateConfig
 from ptacl.plots.explorer import ExploreConfig
+from ptacl.report.report_study import ReportConfig
 from ptacl.studies.comparison import CompareConfig, cells_of
 from ptacl.studies.ecg_benchmark import ECGBenchmarkConfig
 from ptacl.studies.launch import run_notebook
@@ -37,6 +38,7 @@ EXPERIMENTS = dict(
     evaluate=EvaluateConfig,
     explore=ExploreConfig,
     outcomes=PhantomOutcomesConfig,
+    report=ReportConfig,
 )
 RECIPES = dict(
     thousand_pretrain=PretrainConfig,

@@ -145,9 +145,12 @@ def _matches(text: _Words, ref: _Words, stem: Callable[[str], str]) -> list[tupl
     left = dict(enumerate(text))
     right = dict(enumerate(ref))
     for key in (lambda w: w, stem):
+        places = {}
+        for j in sorted(right):
+            places.setdefault(key(right[j]), []).append(j)
         for i in sorted(left, reverse=True):
-            j = next((j for j in sorted(right, reverse=True) if key(left[i]) == key(right[j])), None)
-            if j is not None:
+            if free := places.get(key(left[i])):
+                j = free.pop()  # the last place of the word that is left
                 pairs.append((i, j))
                 del left[i]
                 del right[j]
