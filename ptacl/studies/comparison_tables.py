@@ -380,6 +380,21 @@ def course_table(
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #23d0eee8
+_BODY = {"is_male", "age", "height_cm", "weight_kg", "bsa_m2"}  # columns that are demographics
+_WITHOUT_BODY = dict(body="Heart rate alone", both="Classical ECG, no demographics")
+
+
+def _titles_without_body(cfg: CompareConfig) -> dict[str, str]:
+    "Rows of a cohort that knows no demographics, which their titles promise: title -> what it is."
+    rows = known_methods()
+    found = {}
+    for method, folder in _finished(cfg):
+        facts = json.loads((folder / "cell.json").read_text())
+        if facts["features"] in _WITHOUT_BODY and "columns" in facts and not _BODY & set(facts["columns"]):
+            found[rows[method].title] = _WITHOUT_BODY[facts["features"]]
+    return found
+
+
 def comparison_tables(
     cfg: CompareConfig,  # out, methods, seeds, n_boot
     reference: str = "ptacl",  # method that the others are compared with
@@ -399,6 +414,9 @@ def comparison_tables(
     tables |= dict(labels=few_labels(cfg), course=course_table(cfg), pairs=pairs_curve(cfg, scores))
     if cfg.outcomes:
         tables["outcomes"] = outcome_table(scores, differences)
+    for table in tables.values():
+        if "title" in table:
+            table["title"] = table.title.replace(_titles_without_body(cfg))
     for name, table in tables.items():
         path = comparison_folder(cfg) / f"{name}.tsv"
         write_atomic(path, lambda tmp, table=table: table.to_csv(tmp, sep="\t", index=False))

@@ -297,7 +297,8 @@ def _features_of(cell: Cell, cfg: CompareConfig) -> Made:
         for name, table in tables.items()
     }
     none = dict.fromkeys(("steps", "pairs_seen", "seconds", "weights_ecg", "weights", "weights_learned"), 0)
-    return Made(arrays, parts, none | dict(n_train=0, has_cmr=False, before={}))
+    read = list(tables["fitted"].columns)
+    return Made(arrays, parts, none | dict(n_train=0, has_cmr=False, before={}, columns=read))
 
 
 def _feature_rows(pairs: Pairs, train: Pairs, features: str, cfg: TrainConfig, workers: int) -> pd.DataFrame:
