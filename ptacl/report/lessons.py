@@ -16,7 +16,7 @@ from torch import Tensor
 from ptacl.report.authors import AUTHORS
 from ptacl.report.cases import Cases
 from ptacl.report.grammar import write_report
-from ptacl.report.plan import VIEWS, lesson_report, plan_numbers
+from ptacl.report.plan import REPORT_VIEWS, lesson_report, plan_numbers
 from ptacl.report.schema import TERRITORIES, Report
 from ptacl.report.vocabulary import Vocabulary, make_vocabulary
 from ptacl.report.writer import CONDITIONS, Seen, as_seen
@@ -77,7 +77,7 @@ def draw_lesson(
         row_T[: len(text)] = torch.tensor(text)
     walls = [t["infarct"].location for t in truths]
     return Lesson(
-        seen=as_seen(cases.tokens, cases.told, rows, [VIEWS[v] for v in views]),
+        seen=as_seen(cases.tokens, cases.told, rows, [REPORT_VIEWS[v] for v in views]),
         words_BT=words_BT,
         plan_BK=torch.from_numpy(np.stack(plans)),
         truth_BC=torch.tensor([[float(t[n].presence == "present") for n in CONDITIONS] for t in truths]),

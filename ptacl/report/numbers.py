@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from ptacl.base.core import BadInput, entry_of
 from ptacl.evaluation.probe import fit_ridge
 from ptacl.report.cases import Cases
-from ptacl.report.plan import VIEWS
+from ptacl.report.plan import REPORT_VIEWS
 from ptacl.report.schema import FINDINGS, TERRITORIES
 from ptacl.report.structured import Structured
 from ptacl.report.tokens import Tokens
@@ -38,10 +38,10 @@ from ptacl.report.tokens import Tokens
 def view_features(
     tokens: Tokens,  # of P participants; their pooled vectors are read
     told: Sequence[Structured],  # of the same
-    view: str,  # key of `VIEWS`
+    view: str,  # key of `REPORT_VIEWS`
 ) -> np.ndarray:  # recordings in view side by side, then what is told, (P, S)
     "What a probe of a view reads."
-    parts = [tokens.pooled[name] for name in entry_of(VIEWS, view, "view")]
+    parts = [tokens.pooled[name] for name in entry_of(REPORT_VIEWS, view, "view")]
     return np.concatenate([*parts, np.stack([t.vector() for t in told])], axis=1)
 
 
@@ -70,7 +70,7 @@ def conformal_half_width(
 class NumberProbe:
     "Measurements from frozen features."
 
-    view: str  # key of `VIEWS`
+    view: str  # key of `REPORT_VIEWS`
     made_by: str  # digest of the encoders
     models: Mapping[str, Pipeline]  # measurement -> ridge regression
     half: Mapping[str, float]  # measurement -> half-width of the interval
@@ -100,7 +100,7 @@ class NumberProbe:
 # %% ../../nbs/report/87_numbers.ipynb #aebab225
 def fit_numbers(
     cases: Cases,  # training participants
-    view: str,  # key of `VIEWS`
+    view: str,  # key of `REPORT_VIEWS`
     folds: int = 5,  # of the cross-validation whose errors make the intervals
 ) -> NumberProbe:  # of every measurement
     "Learn measurements and their intervals."
@@ -137,7 +137,7 @@ def expected_f1_threshold(
 class ConditionProbe:
     "Conditions from frozen features."
 
-    view: str  # key of `VIEWS`
+    view: str  # key of `REPORT_VIEWS`
     models: Mapping[str, Pipeline]  # condition, and "wall" -> logistic regression
     thresholds: Mapping[str, float]  # condition -> probability from which on it is said to be there
 
@@ -164,7 +164,7 @@ def _logistic(features_PS: np.ndarray, label_P: np.ndarray) -> Pipeline:
 
 def fit_conditions(
     cases: Cases,  # training participants
-    view: str,  # key of `VIEWS`
+    view: str,  # key of `REPORT_VIEWS`
     folds: int = 5,  # of the cross-validation whose probabilities make the thresholds
 ) -> ConditionProbe:  # of every condition that at least ten have and ten have not
     "Learn conditions."

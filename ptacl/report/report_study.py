@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "TRAINED_ROWS",
-    "KINDS",
+    "REPORT_KINDS",
     "ECG_FOUR",
     "TrainedRow",
     "ReportConfig",
@@ -45,7 +45,7 @@ from ptacl.report.grammar import references
 from ptacl.report.learning import LearnSettings, fit_writer
 from ptacl.report.numbers import NumberProbe, fit_conditions, fit_numbers
 from ptacl.report.parser import parse_report
-from ptacl.report.plan import VIEWS, seen_report
+from ptacl.report.plan import REPORT_VIEWS, seen_report
 from ptacl.report.rows import ROWS, Library, report_from_estimates, written_row
 from ptacl.report.schema import Report
 from ptacl.report.text_metrics import text_scores
@@ -60,12 +60,12 @@ class TrainedRow:
 
     title: str  # in words
     sizes: Mapping[str, object]  # of `WriterSettings`
-    views: tuple[str, ...] = ("both",)  # keys of `VIEWS` that it is asked in
+    views: tuple[str, ...] = ("both",)  # keys of `REPORT_VIEWS` that it is asked in
     control: str = ""  # "random weights" or "shuffled reports"; "" = none
 
 
 TRAINED_ROWS: dict[str, TrainedRow] = {
-    "planned": TrainedRow("transformer, planned", dict(decoder="transformer"), tuple(VIEWS)),
+    "planned": TrainedRow("transformer, planned", dict(decoder="transformer"), tuple(REPORT_VIEWS)),
     "transformer": TrainedRow("transformer, without a plan", dict(decoder="transformer", is_planned=False)),
     "sat": TrainedRow("Show, Attend and Tell", dict(decoder="sat", is_planned=False)),
     "sat_planned": TrainedRow("Show, Attend and Tell, planned", dict(decoder="sat")),
@@ -76,7 +76,7 @@ TRAINED_ROWS: dict[str, TrainedRow] = {
         "planned, reports shuffled", dict(decoder="transformer"), control="shuffled reports"
     ),
 }
-KINDS = ("simulated", "ptbxl", "openi", "mimic", "coco")
+REPORT_KINDS = ("simulated", "ptbxl", "openi", "mimic", "coco")
 
 
 # %% ../../nbs/report/93_report_study.ipynb #8dc69222
@@ -108,7 +108,7 @@ class ReportConfig(Parameters):
         check_rules(
             self,
             [
-                (self.kind in KINDS, "kind", f"Choose one of {', '.join(KINDS)}"),
+                (self.kind in REPORT_KINDS, "kind", f"Choose one of {', '.join(REPORT_KINDS)}"),
                 (learned, "kind", "Only simulated is learned today; ptacl.report.captions reads the others"),
                 (not unknown, "rows", f"Choose of {', '.join(TRAINED_ROWS)}"),
                 (
@@ -173,7 +173,7 @@ def report_library(
 def template_reports(
     train: Cases,  # that the probes are fitted on
     test: Cases,  # who is written up
-    view: str,  # key of `VIEWS`
+    view: str,  # key of `REPORT_VIEWS`
     numbers: NumberProbe,  # of the same view
 ) -> list[Report]:  # what the probes say
     "What probes of frozen features find, for probe + template."

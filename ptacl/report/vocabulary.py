@@ -16,14 +16,14 @@ from ptacl.base.core import BadInput
 from ptacl.report.schema import FINDINGS
 
 # %% ../../nbs/report/82_vocabulary.ipynb #4b37dd0e
-_WORD = re.compile(r"\n| ?<[\w:]+>| ?[^\W\d_]+(?:['’-][^\W\d_]+)*| ?\d+| ?[^\w\s]| ?_| ")
+_TEXT_WORD = re.compile(r"\n| ?<[\w:]+>| ?[^\W\d_]+(?:['’-][^\W\d_]+)*| ?\d+| ?[^\w\s]| ?_| ")
 
 
 def split_words(
     text: str,  # a report
 ) -> list[str]:  # words with the blank before them, and line breaks
     "Words of a text, which is their sequence."
-    return _WORD.findall(re.sub(r"[^\S\n]+", " ", text).strip())
+    return _TEXT_WORD.findall(re.sub(r"[^\S\n]+", " ", text).strip())
 
 
 # %% ../../nbs/report/82_vocabulary.ipynb #e09c2896

@@ -27,7 +27,7 @@ from ptacl.report.grammar import Draft, fill_slots
 from ptacl.report.lessons import TAUGHT
 from ptacl.report.numbers import NumberProbe, expected_f1_threshold
 from ptacl.report.parser import parse_report, split_sentences
-from ptacl.report.plan import VIEWS, plan_numbers, seen_report
+from ptacl.report.plan import REPORT_VIEWS, plan_numbers, seen_report
 from ptacl.report.rows import report_from_estimates
 from ptacl.report.schema import FINDINGS, TERRITORIES, Report, severity_word
 from ptacl.report.writer import CONDITIONS, Writer, as_seen
@@ -38,11 +38,11 @@ from ptacl.report.writer import CONDITIONS, Writer, as_seen
 def found_probabilities(
     writer: Writer,  # in evaluation mode
     cases: Cases,  # P participants
-    view: str,  # key of `VIEWS`
+    view: str,  # key of `REPORT_VIEWS`
     batch: int = 100,  # participants at a time
 ) -> list[dict[str, float]]:  # condition -> probability; "infarct:anterior" and so on: of the wall
     "Probabilities of the head."
-    there = entry_of(VIEWS, view, "view")
+    there = entry_of(REPORT_VIEWS, view, "view")
     found = []
     for start in range(0, len(cases), batch):
         rows = np.arange(start, min(start + batch, len(cases)))
@@ -154,7 +154,7 @@ def decode_texts(
 def write_reports(
     writer: Writer,  # in evaluation mode
     cases: Cases,  # whose reports are written; their truths are not read
-    view: str,  # key of `VIEWS`
+    view: str,  # key of `REPORT_VIEWS`
     numbers: NumberProbe,  # of the same view and encoders
     thresholds: Mapping[str, float],  # from `thresholds_of`
     beam: Beam,  # how to search
@@ -177,7 +177,7 @@ def write_reports(
     written = []
     for start in range(0, len(cases), batch):
         rows = np.arange(start, min(start + batch, len(cases)))
-        memory = writer.look(as_seen(cases.tokens, cases.told, rows, [VIEWS[view]] * len(rows)))[0]
+        memory = writer.look(as_seen(cases.tokens, cases.told, rows, [REPORT_VIEWS[view]] * len(rows)))[0]
         plan_BK = torch.from_numpy(np.stack([plan_numbers(planned[i]) for i in rows]))
         texts = decode_texts(writer, writer.planned(memory, plan_BK), [authors[i] for i in rows], beam)
         for i, of in zip(rows, texts, strict=True):
