@@ -21,7 +21,7 @@ class Memory(NamedTuple):
 
     tokens_BMD: Tensor  # (B, M, D)
     is_there_BM: Tensor  # which of them may be looked at, at least one each, (B, M)
-    plan_BD: Tensor  # what shall be said; 0 = nothing is planned, (B, D)
+    plan_BKD: Tensor  # what shall be said of each finding, (B, K, D); K = 0 = nothing is planned
 
     def repeat(
         self,
@@ -91,6 +91,13 @@ def doubly_stochastic(
 
 
 # %% ../../nbs/report/84_decoders.ipynb #0d19f605
+def _followed(follow: Heads, asked_BTD: Tensor, of_plan: tuple[Tensor, Tensor]) -> Tensor:
+    "What the plan says to who asks; without a plan nothing, (B, T, D)."
+    if not of_plan[0].shape[2]:
+        return torch.zeros_like(asked_BTD)
+    return follow(asked_BTD, of_plan, None, wants_weights=False)[0]
+
+
 class SATDecoder(nn.Module):
     "LSTM with attention and a gate."
 
@@ -108,10 +115,11 @@ class SATDecoder(nn.Module):
         self.embed = nn.Embedding(n_words, dim)
         self.look = Heads(dim, 1)
         self.gate = nn.Linear(dim, dim)
-        self.first = nn.Linear(2 * dim, 2 * dim)
-        self.cell = nn.LSTMCell(2 * dim, dim)
+        self.follow = Heads(dim, 1)
+        self.first = nn.Linear(dim, 2 * dim)
+        self.cell = nn.LSTMCell(3 * dim, dim)
         self.drop = nn.Dropout(dropout)
-        self.mix = nn.Linear(3 * dim, dim)
+        self.mix = nn.Linear(4 * dim, dim)
         self.to_words = nn.Linear(dim, n_words)
 
     def begin(
@@ -121,7 +129,7 @@ class SATDecoder(nn.Module):
         "The state before the first word."
         n_B1 = memory.is_there_BM.sum(1, keepdim=True)
         mean_BD = (memory.tokens_BMD * memory.is_there_BM[..., None]).sum(1) / n_B1
-        return self.first(torch.cat([mean_BD, memory.plan_BD], 1)).tanh().chunk(2, dim=1)
+        return self.first(mean_BD).tanh().chunk(2, dim=1)
 
     def step(
         self,
@@ -139,20 +147,25 @@ class SATDecoder(nn.Module):
     def prepare(
         self,
         memory: Memory,  # of B texts
-    ) -> tuple[Tensor, Tensor]:  # keys and values
+    ) -> tuple[
+        tuple[Tensor, Tensor], tuple[Tensor, Tensor]
+    ]:  # keys and values, of the memory and of the plan
         "What is made once for all words."
-        return self.look.prepare(memory.tokens_BMD)
+        return self.look.prepare(memory.tokens_BMD), self.follow.prepare(memory.plan_BKD)
 
     def _turn(self, word_BD: Tensor, state: tuple, memory: Memory, prepared: tuple) -> tuple:
         "Look, and turn the cell."
-        word_BD = word_BD + memory.plan_BD
         h_BD, c_BD = state
-        seen_B1D, weights_B1M = self.look(h_BD[:, None], prepared, memory.is_there_BM[:, None, None])
+        of_memory, of_plan = prepared
+        seen_B1D, weights_B1M = self.look(h_BD[:, None], of_memory, memory.is_there_BM[:, None, None])
         seen_BD = seen_B1D[:, 0] * self.gate(h_BD).sigmoid()
+        asked_B1D = (h_BD + word_BD)[:, None]
+        planned_BD = _followed(self.follow, asked_B1D, of_plan)[:, 0]
         h_BD, c_BD = self.cell(
-            torch.cat([word_BD, seen_BD], 1), (h_BD.to(seen_BD.dtype), c_BD.to(seen_BD.dtype))
+            torch.cat([word_BD, seen_BD, planned_BD], 1), (h_BD.to(seen_BD.dtype), c_BD.to(seen_BD.dtype))
         )
-        return self.mix(torch.cat([word_BD, h_BD, seen_BD], 1)).tanh(), weights_B1M[:, 0], (h_BD, c_BD)
+        chosen_BD = self.mix(torch.cat([word_BD, h_BD, seen_BD, planned_BD], 1)).tanh()
+        return chosen_BD, weights_B1M[:, 0], (h_BD, c_BD)
 
     def forward(
         self,
@@ -177,8 +190,9 @@ class _Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
         self.back = Heads(dim, heads)
+        self.follow = Heads(dim, heads)
         self.look = Heads(dim, heads)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.drop = nn.Dropout(dropout)
@@ -198,8 +212,10 @@ class _Block(nn.Module):
         if before is not None:
             own = tuple(torch.cat([old, new], 2) for old, new in zip(before, own, strict=True))
         x_BTD = x_BTD + self.drop(self.back(normed_BTD, own, may, wants_weights=False)[0])
+        of_memory, of_plan = prepared
+        x_BTD = x_BTD + self.drop(_followed(self.follow, self.norms[3](x_BTD), of_plan))
         is_there = memory.is_there_BM[:, None, None]
-        seen_BTD, weights_BTM = self.look(self.norms[1](x_BTD), prepared, is_there, wants_weights=is_last)
+        seen_BTD, weights_BTM = self.look(self.norms[1](x_BTD), of_memory, is_there, wants_weights=is_last)
         x_BTD = x_BTD + self.drop(seen_BTD)
         return x_BTD + self.drop(self.mlp(self.norms[2](x_BTD))), weights_BTM, own
 
@@ -227,9 +243,10 @@ class TransformerDecoder(nn.Module):
     def prepare(
         self,
         memory: Memory,  # of B texts
-    ) -> list[tuple[Tensor, Tensor]]:  # keys and values of each block
+    ) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:  # of each block, as of `SATDecoder`
         "What is made once for all words."
-        return [block.look.prepare(memory.tokens_BMD) for block in self.blocks]
+        plan_BKD = memory.plan_BKD
+        return [(b.look.prepare(memory.tokens_BMD), b.follow.prepare(plan_BKD)) for b in self.blocks]
 
     def begin(
         self,
@@ -247,7 +264,7 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # logits (B, V), weights (B, M), the next state
         "Logits of the next word."
         place = state[0].shape[2] if state else 0
-        x_BTD = (self.embed(word_B) + memory.plan_BD + self.place_TD[place])[:, None]
+        x_BTD = (self.embed(word_B) + self.place_TD[place])[:, None]
         after = []
         for i, (block, of) in enumerate(zip(self.blocks, prepared or self.prepare(memory), strict=True)):
             before = state[2 * i : 2 * i + 2] or None
@@ -263,7 +280,7 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # logits of the words that follow (B, T, V), weights (B, T, M)
         "Logits after each word of whole texts."
         T = words_BT.shape[1]
-        x_BTD = self.embed(words_BT) + memory.plan_BD[:, None] + self.place_TD[:T]
+        x_BTD = self.embed(words_BT) + self.place_TD[:T]
         may_TT = torch.ones(T, T, dtype=torch.bool, device=words_BT.device).tril()
         for block, of in zip(self.blocks, self.prepare(memory), strict=True):
             x_BTD, weights_BTM, _ = block(x_BTD, None, may_TT, memory, of, block is self.blocks[-1])

@@ -208,8 +208,7 @@ class Writer(nn.Module):
         masks.append(torch.ones_like(value_BS, dtype=torch.bool))
         tokens_BMD = torch.cat(parts, 1)
         tokens_BMD = self.norm(tokens_BMD + self.refine(tokens_BMD))
-        nothing_BD = torch.zeros_like(tokens_BMD[:, 0])
-        memory = Memory(tokens_BMD, torch.cat(masks, 1), nothing_BD)
+        memory = Memory(tokens_BMD, torch.cat(masks, 1), tokens_BMD[:, :0])  # nothing is planned yet
         return memory, torch.cat([*pooled, seen.told_BS], 1)
 
     def planned(
@@ -221,7 +220,7 @@ class Writer(nn.Module):
         if not self.settings.is_planned:
             return memory
         states = [table[plan_B] for table, plan_B in zip(self.plan, plan_BK.unbind(1), strict=True)]
-        return memory._replace(plan_BD=torch.stack(states).sum(0))
+        return memory._replace(plan_BKD=torch.stack(states, 1))
 
     def forward(
         self,

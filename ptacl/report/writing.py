@@ -132,7 +132,7 @@ def decode_texts(
     wide = memory.repeat(beam.width)
     prepared = writer.decoder.prepare(wide)
     first_B = torch.tensor([vocabulary.number_of[f"<by:{a}>"] for a in authors])
-    begin_N = torch.full((len(wide.plan_BD),), vocabulary.number_of["<begin>"])
+    begin_N = torch.full((len(wide.tokens_BMD),), vocabulary.number_of["<begin>"])
     state = writer.decoder.step(begin_N, writer.decoder.begin(wide), wide, prepared)[2]
     never = [
         i
