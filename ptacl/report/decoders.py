@@ -90,7 +90,7 @@ def doubly_stochastic(
     return (((target_B1 - total_BM).square() * is_there_BM).sum(1) / n_B1[:, 0]).mean()
 
 
-# %% ../../nbs/report/84_decoders.ipynb #0d19f605
+# %% ../../nbs/report/84_decoders.ipynb #5ef44378
 def _followed(follow: Heads, asked_BTD: Tensor, of_plan: tuple[Tensor, Tensor]) -> Tensor:
     "What the plan says to who asks; without a plan nothing, (B, T, D)."
     if not of_plan[0].shape[2]:
@@ -98,6 +98,7 @@ def _followed(follow: Heads, asked_BTD: Tensor, of_plan: tuple[Tensor, Tensor]) 
     return follow(asked_BTD, of_plan, None, wants_weights=False)[0]
 
 
+# %% ../../nbs/report/84_decoders.ipynb #0d19f605
 class SATDecoder(nn.Module):
     "LSTM with attention and a gate."
 
@@ -147,9 +148,7 @@ class SATDecoder(nn.Module):
     def prepare(
         self,
         memory: Memory,  # of B texts
-    ) -> tuple[
-        tuple[Tensor, Tensor], tuple[Tensor, Tensor]
-    ]:  # keys and values, of the memory and of the plan
+    ) -> tuple[tuple[Tensor, Tensor], ...]:  # keys and values, of the memory and of the plan
         "What is made once for all words."
         return self.look.prepare(memory.tokens_BMD), self.follow.prepare(memory.plan_BKD)
 
@@ -184,7 +183,7 @@ class SATDecoder(nn.Module):
         return self.to_words(self.drop(torch.stack(hidden, 1))), torch.stack(weights, 1)
 
 
-# %% ../../nbs/report/84_decoders.ipynb #722ff227
+# %% ../../nbs/report/84_decoders.ipynb #c9ed0132
 class _Block(nn.Module):
     "One block of the decoder."
 
@@ -220,6 +219,7 @@ class _Block(nn.Module):
         return x_BTD + self.drop(self.mlp(self.norms[2](x_BTD))), weights_BTM, own
 
 
+# %% ../../nbs/report/84_decoders.ipynb #722ff227
 class TransformerDecoder(nn.Module):
     "Transformer whose attention to the memory is handed out."
 
@@ -243,7 +243,7 @@ class TransformerDecoder(nn.Module):
     def prepare(
         self,
         memory: Memory,  # of B texts
-    ) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:  # of each block, as of `SATDecoder`
+    ) -> list[tuple[tuple[Tensor, Tensor], ...]]:  # of each block, as of `SATDecoder`
         "What is made once for all words."
         plan_BKD = memory.plan_BKD
         return [(b.look.prepare(memory.tokens_BMD), b.follow.prepare(plan_BKD)) for b in self.blocks]

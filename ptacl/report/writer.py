@@ -162,7 +162,10 @@ class Writer(nn.Module):
         self.told_SD = nn.Parameter(0.1 * torch.randn(3, len(STRUCTURED), D))
         n_pooled = sum(d + 1 for _, d in sizes.values()) + 2 * len(STRUCTURED)
         self.finding_head = FindingHead(D, settings.heads, n_pooled, settings.dropout)
-        self.plan = nn.ParameterList([0.1 * torch.randn(len(s), D) for s in PLAN_STATES.values()])
+        # a state of a finding: what all of its states share, and what is its own, of the scale of the memory
+        self.plan = nn.ParameterList(
+            [0.7 * (torch.randn(1, D) + torch.randn(len(s), D)) for s in PLAN_STATES.values()]
+        )
         build = entry_of(DECODERS, settings.decoder, "decoder")
         self.decoder = build(
             len(settings.words),

@@ -380,7 +380,7 @@ def course_table(
 
 
 # %% ../../nbs/studies/45_comparison_tables.ipynb #23d0eee8
-_BODY = {"is_male", "age", "height_cm", "weight_kg", "bsa_m2"}  # columns that are demographics
+_DEMOGRAPHICS = {"is_male", "age", "height_cm", "weight_kg", "bsa_m2"}  # columns that are demographics
 _WITHOUT_BODY = dict(body="Heart rate alone", both="Classical ECG, no demographics")
 
 
@@ -390,7 +390,11 @@ def _titles_without_body(cfg: CompareConfig) -> dict[str, str]:
     found = {}
     for method, folder in _finished(cfg):
         facts = json.loads((folder / "cell.json").read_text())
-        if facts["features"] in _WITHOUT_BODY and "columns" in facts and not _BODY & set(facts["columns"]):
+        if (
+            facts["features"] in _WITHOUT_BODY
+            and "columns" in facts
+            and not _DEMOGRAPHICS & set(facts["columns"])
+        ):
             found[rows[method].title] = _WITHOUT_BODY[facts["features"]]
     return found
 

@@ -121,9 +121,8 @@ CINE_TRANSFORMS: dict[
 
 def transforms_from_config(
     cfg: TrainConfig,  # uses ecg_transform, cine_transform; a configuration without them names none
-) -> dict[
-    str, Callable[[Tensor], Tensor] | None
-]:  # ecg_transform and cine_transform, as `augment` takes them
+    # ecg_transform and cine_transform, as `augment` takes them
+) -> dict[str, Callable[[Tensor], Tensor] | None]:
     "The transforms that a configuration names."
     known = dict(ecg_transform=ECG_TRANSFORMS, cine_transform=CINE_TRANSFORMS)
     names = {what: getattr(cfg, what, "") for what in known}
@@ -153,8 +152,7 @@ class TrainingBatches:
         self.device = device
         self.n_patches = n_patches
         given = dict(ecg_transform=ecg_transform, cine_transform=cine_transform)
-        named = transforms_from_config(cfg)
-        self.transforms = {what: given[what] or named[what] for what in given}
+        self.transforms = {k: given[k] or own for k, own in transforms_from_config(cfg).items()}
         self.start = start
         self.ids = pairs.table.participant_id.to_numpy()
         self._order = lru_cache(2)(partial(epoch_order, len(pairs), cfg.batch_size, cfg.seed))

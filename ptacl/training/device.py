@@ -25,13 +25,11 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "Automatic Mixed Precision" not in record.getMessage()
 
 
-logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(_is_news)
-
-
 def fabric_from_config(
     cfg: TrainConfig,  # uses accelerator, precision, devices, nodes
 ) -> Fabric:  # one device a process; processes started together share ranks
     "Fabric for the device, the precision and the processes of a configuration."
+    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(_is_news)
     has_gpu = torch.cuda.is_available()
     device = cfg.accelerator
     if device == "auto":
