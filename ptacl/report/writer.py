@@ -138,6 +138,12 @@ class Written(NamedTuple):
     walls_BW: Tensor  # logits of `TERRITORIES`
 
 
+# %% ../../nbs/report/85_writer.ipynb #59362b1e
+def _state_vectors(n: int, dim: int) -> Tensor:
+    "First values of a finding's states: what they share and what is each one's own, of the memory's scale."
+    return 0.7 * (torch.randn(1, dim) + torch.randn(n, dim))
+
+
 # %% ../../nbs/report/85_writer.ipynb #b3c57826
 class Writer(nn.Module):
     "From tokens and what is told to findings and words."
@@ -162,10 +168,7 @@ class Writer(nn.Module):
         self.told_SD = nn.Parameter(0.1 * torch.randn(3, len(STRUCTURED), D))
         n_pooled = sum(d + 1 for _, d in sizes.values()) + 2 * len(STRUCTURED)
         self.finding_head = FindingHead(D, settings.heads, n_pooled, settings.dropout)
-        # a state of a finding: what all of its states share, and what is its own, of the scale of the memory
-        self.plan = nn.ParameterList(
-            [0.7 * (torch.randn(1, D) + torch.randn(len(s), D)) for s in PLAN_STATES.values()]
-        )
+        self.plan = nn.ParameterList([_state_vectors(len(s), D) for s in PLAN_STATES.values()])
         build = entry_of(DECODERS, settings.decoder, "decoder")
         self.decoder = build(
             len(settings.words),

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "Transform",
     "ECG_TRANSFORMS",
     "CINE_TRANSFORMS",
     "place_of",
@@ -113,20 +114,24 @@ def _pinned_for(device: torch.device | str, batch: Batch) -> Batch:
 
 
 # %% ../../nbs/training/25_batches.ipynb #613752da
-ECG_TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {}  # name -> of training ECGs, (1, L, T) in mV
-CINE_TRANSFORMS: dict[
-    str, Callable[[Tensor], Tensor]
-] = {}  # name -> of training cines, (1, F, H, W) in [0, 1]
+Transform = Callable[[Tensor], Tensor]  # of recordings, whose shape stays
+ECG_TRANSFORMS: dict[str, Transform] = {}  # name -> of training ECGs, (1, L, T) in mV
+CINE_TRANSFORMS: dict[str, Transform] = {}  # name -> of training cines, (1, F, H, W) in [0, 1]
 
 
 def transforms_from_config(
     cfg: TrainConfig,  # uses ecg_transform, cine_transform; a configuration without them names none
-    # ecg_transform and cine_transform, as `augment` takes them
-) -> dict[str, Callable[[Tensor], Tensor] | None]:
-    "The transforms that a configuration names."
+    ecg_transform: Transform | None = None,  # goes before the one that is named
+    cine_transform: Transform | None = None,  # the same
+) -> dict[str, Transform | None]:  # ecg_transform and cine_transform, as `augment` takes them
+    "The transforms that are given, or that a configuration names."
     known = dict(ecg_transform=ECG_TRANSFORMS, cine_transform=CINE_TRANSFORMS)
     names = {what: getattr(cfg, what, "") for what in known}
-    return {what: entry_of(known[what], name, what) if name else None for what, name in names.items()}
+    named = {what: entry_of(known[what], name, what) if name else None for what, name in names.items()}
+    return dict(
+        ecg_transform=ecg_transform or named["ecg_transform"],
+        cine_transform=cine_transform or named["cine_transform"],
+    )
 
 
 # %% ../../nbs/training/25_batches.ipynb #18047a5d
@@ -142,17 +147,15 @@ class TrainingBatches:
         processes: int = 1,  # how many there are
         device: torch.device | str = "cpu",  # where the model is
         n_patches: int = 0,  # patches of an ECG window, of which `ecg_keep` are looked at; 0 = no such choice
-        # your own, of training ECGs (B, L, T) in mV; None = the one that `cfg` names, if it does
-        ecg_transform: Callable[[Tensor], Tensor] | None = None,
-        cine_transform: Callable[[Tensor], Tensor] | None = None,  # the same of (B, F, H, W) in [0, 1]
+        ecg_transform: Transform | None = None,  # your own, of training ECGs (B, L, T) in mV
+        cine_transform: Transform | None = None,  # your own, of (B, F, H, W) in [0, 1]
         start: int = 0,  # first step, where a run resumes
     ) -> None:  # raises `BadInput` where a process would have fewer than two pairs
         self.cfg = cfg
         self.pairs = pairs
         self.device = device
         self.n_patches = n_patches
-        given = dict(ecg_transform=ecg_transform, cine_transform=cine_transform)
-        self.transforms = {k: given[k] or own for k, own in transforms_from_config(cfg).items()}
+        self.transforms = transforms_from_config(cfg, ecg_transform, cine_transform)
         self.start = start
         self.ids = pairs.table.participant_id.to_numpy()
         self._order = lru_cache(2)(partial(epoch_order, len(pairs), cfg.batch_size, cfg.seed))
