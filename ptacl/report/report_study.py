@@ -86,8 +86,10 @@ class ReportConfig(Parameters):
 
     # --- data
     data: str = ""  # store that was simulated, or empty for 400 people who are simulated
-    kind: str = "simulated"  # what data is: simulated (others can be read, and not yet be learned)
-    encoder: str = ""  # run folder, or two with a comma (ECG side, CMR side), or empty for untrained ones
+    kind: str = "simulated"  # what data is: simulated, or other people's: ptbxl, openi, mimic or coco
+    encoder: str = (
+        ""  # run folder, two with a comma (ECG, CMR side), weights of image_net, or empty: untrained
+    )
     out: str = ""  # folder for tokens, writers and tables, or empty for one below _runs
     frame_step: int = 5  # places of the cine are kept of every so many frames
     # --- writers
@@ -101,15 +103,22 @@ class ReportConfig(Parameters):
     beam: int = 3  # beginnings that are kept
     longest: int = 200  # words after which a text is cut
     n_boot: int = 1000  # bootstrap draws of the intervals
+    # --- other people's reports
+    language: str = ""  # of all of them (de, en or sv), or empty: as the source is known to be
+    least: int = 1  # a word that is seen less often in training is unknown
+    image_net: str = "small"  # network for pictures: small, resnet18, resnet50 or densenet121
+    image_px: int = 224  # side of the square that pictures are put into, a multiple of 32
+    images: int = 2  # pictures of a study at most
+    freeze: bool = False  # whether the network for pictures stays as it is
 
     def __post_init__(self) -> None:  # raises BadInput
         unknown = [r for r in listed(self.rows) if r not in TRAINED_ROWS]
-        learned = self.kind == "simulated"
+        learned = self.kind == "simulated" or bool(self.data)
         check_rules(
             self,
             [
                 (self.kind in REPORT_KINDS, "kind", f"Choose one of {', '.join(REPORT_KINDS)}"),
-                (learned, "kind", "Only simulated is learned today; ptacl.report.captions reads the others"),
+                (learned, "data", "Give the folder of other people's reports"),
                 (not unknown, "rows", f"Choose of {', '.join(TRAINED_ROWS)}"),
                 (
                     bool(listed(self.seeds)) and all(s.isdigit() for s in listed(self.seeds)),
@@ -124,6 +133,9 @@ class ReportConfig(Parameters):
                 (self.beam >= 1, "beam", "Give 1 or more"),
                 (2 <= self.longest <= 230, "longest", "Give 2 to 230"),
                 (self.n_boot >= 1, "n_boot", "Give 1 or more"),
+                (self.least >= 1, "least", "Give 1 or more"),
+                (self.image_px >= 32 and self.image_px % 32 == 0, "image_px", "Give a multiple of 32"),
+                (self.images >= 1, "images", "Give 1 or more"),
                 (not self.data or Path(self.data).is_dir(), "data", "There is no such folder"),
             ],
         )

@@ -126,6 +126,7 @@ class WriterSettings:
     heads: int = 4  # attention heads
     longest: int = 240  # words of a text at most
     dropout: float = 0.2  # in training
+    finds: bool = True  # False = no head, where nobody knows what is true: other people's reports
 
 
 # %% ../../nbs/report/85_writer.ipynb #022d3161
@@ -167,7 +168,9 @@ class Writer(nn.Module):
         self.norm = nn.LayerNorm(D)
         self.told_SD = nn.Parameter(0.1 * torch.randn(3, len(STRUCTURED), D))
         n_pooled = sum(d + 1 for _, d in sizes.values()) + 2 * len(STRUCTURED)
-        self.finding_head = FindingHead(D, settings.heads, n_pooled, settings.dropout)
+        self.finding_head = None
+        if settings.finds:
+            self.finding_head = FindingHead(D, settings.heads, n_pooled, settings.dropout)
         self.plan = nn.ParameterList([_state_vectors(len(s), D) for s in PLAN_STATES.values()])
         build = entry_of(DECODERS, settings.decoder, "decoder")
         self.decoder = build(
