@@ -100,6 +100,7 @@ class ReportConfig(Parameters):
     # --- writing
     beam: int = 3  # beginnings that are kept
     longest: int = 200  # words after which a text is cut
+    maps: int = 100  # held-out people with a condition whose maps are scored; none at 0
     n_boot: int = 1000  # bootstrap draws of the intervals
 
     def __post_init__(self) -> None:  # raises BadInput
@@ -123,6 +124,7 @@ class ReportConfig(Parameters):
                 (self.even_weight >= 0, "even_weight", "Give 0 or more"),
                 (self.beam >= 1, "beam", "Give 1 or more"),
                 (2 <= self.longest <= 230, "longest", "Give 2 to 230"),
+                (self.maps >= 0, "maps", "Give 0 or more"),
                 (self.n_boot >= 1, "n_boot", "Give 1 or more"),
                 (not self.data or Path(self.data).is_dir(), "data", "There is no such folder"),
             ],

@@ -199,6 +199,7 @@ class Lit(NamedTuple):
     cine: np.ndarray  # (F, H, W)
 
 
+# %% ../../nbs/report/90_writer_maps.ipynb #41175f7d
 def lay_out(
     weights_M: np.ndarray,  # over a writer's memory, (M,)
     systems: Systems,  # whose tokens these are
@@ -212,7 +213,8 @@ def lay_out(
     weight_N = np.asarray(weights_M, dtype=float)[spans["ecg"]]
     places = ecg_stretches(systems["ecg"][0].ecg_encoder, len(weight_N), T)
     of_cine = systems["cine"][1]
-    F, H = of_cine.n_frames, of_cine.crop_px
+    F = of_cine.n_frames
+    H = of_cine.crop_px
     weight_N = np.asarray(weights_M, dtype=float)[spans["cine"]]
     heat_FHW = attention_to_cine(weight_N[:F].reshape(F, 1, 1), (F, H, H))
     kept = heat_FHW[::frame_step]
