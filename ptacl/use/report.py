@@ -111,7 +111,7 @@ def _read_cine_of(path: Path) -> Cine:
 
 
 _NOTHING = torch.zeros(1, 0)
-_NEEDED = Batch._fields[:7]  # those without a default
+_BATCH_NEEDS = Batch._fields[:7]  # those without a default
 
 
 def _ecg_batch(reporter: Reporter, ecg: ECG) -> tuple[Batch, np.ndarray]:
@@ -121,7 +121,7 @@ def _ecg_batch(reporter: Reporter, ecg: ECG) -> tuple[Batch, np.ndarray]:
     signal_BLT = torch.from_numpy(signal_WLT[:1])
     ok_BL = torch.from_numpy(np.asarray(ok_L, dtype=bool))[None]
     given = dict(signal_BLT=signal_BLT, lead_ok_BL=ok_BL)
-    return Batch(**dict.fromkeys(_NEEDED, _NOTHING) | given), ok_L
+    return Batch(**dict.fromkeys(_BATCH_NEEDS, _NOTHING) | given), ok_L
 
 
 def _cine_batch(reporter: Reporter, cine: Cine) -> tuple[Batch, dict[str, float]]:
@@ -132,7 +132,7 @@ def _cine_batch(reporter: Reporter, cine: Cine) -> tuple[Batch, dict[str, float]
     time_BF = torch.arange(cfg.n_frames)[None] / cfg.n_frames
     frames_BFHW, phase_BF = (torch.from_numpy(x)[None].float() for x in (made.cine_FHW, made.frame_phase_F))
     given = dict(cine_BFHW=frames_BFHW, frame_phase_BF=phase_BF, frame_time_BF=time_BF)
-    batch = Batch(**dict.fromkeys(_NEEDED, _NOTHING) | given)
+    batch = Batch(**dict.fromkeys(_BATCH_NEEDS, _NOTHING) | given)
     is_measured = np.isfinite(made.es_ms)
     es_frame = round(made.es_ms / made.rr_ms * cfg.n_frames) % cfg.n_frames if is_measured else 0
     return batch, dict(es_frame=int(es_frame), rr_ms=made.rr_ms)
@@ -229,15 +229,17 @@ def _finding_rows(written: WrittenReport, sentences: Sequence[str]) -> pd.DataFr
 
 
 def _disagreements(written: WrittenReport) -> list[str]:
-    "Conditions that the text says otherwise than the table."
+    "Findings of which the text says something else than the table."
     read = parse_report(written.text).report
     sides = ("present", "absent")
-    planned = {f.name: f.presence for f in written.planned.findings if f.presence in sides}
-    return [
-        FINDINGS[n].title
-        for n, presence in planned.items()
-        if n in CONDITIONS and read[n].presence in sides and read[n].presence != presence
-    ]
+    differ = []
+    for f in written.planned.findings:
+        said = read[f.name]
+        is_other = f.presence in sides and said.presence in sides and said.presence != f.presence
+        has_other_word = bool(said.severity and f.severity) and not f.severity.endswith(said.severity)
+        if is_other or has_other_word:
+            differ.append(FINDINGS[f.name].title)
+    return differ
 
 
 def _maps_of(
@@ -259,6 +261,7 @@ def _maps_of(
     return maps, kinds
 
 
+# %% ../../nbs/use/45_report.ipynb #a80adf86
 def write_report_of(
     reporter: Reporter,  # from `load_reporter`
     read: ReadRecordings,  # from `read_recordings`
