@@ -29,11 +29,11 @@ USES = {
     "models": ("base", "losses", "data"),
     "evaluation": ("base", "losses", "data", "models"),
     "training": ("base", "losses", "data", "models", "evaluation"),
-    "use": ("base", "data", "models", "evaluation"),
-    "report": ("base", "data", "phantom", "models", "evaluation", "use"),
+    "report": ("base", "data", "phantom", "models", "evaluation"),
     "plots": ("base", "data", "models", "evaluation"),
+    "use": ("base", "data", "phantom", "models", "evaluation", "report", "plots"),
     "studies": (
-        *("base", "losses", "data", "phantom", "models", "evaluation", "training", "use", "report", "plots"),
+        *("base", "losses", "data", "phantom", "models", "evaluation", "training", "report", "plots", "use"),
     ),
     "docs": ("base",),
 }

@@ -30,7 +30,7 @@ def command(repo, *args):
     "Run the console script that settings.ini names, in a process of its own."
     config = configparser.ConfigParser(delimiters=["="], interpolation=None)
     config.read(repo / "settings.ini", encoding="utf-8")
-    name, _, target = config["DEFAULT"]["console_scripts"].partition("=")
+    name, _, target = config["DEFAULT"]["console_scripts"].split()[0].partition("=")
     module, _, function = target.partition(":")
     assert name == "ptacl-embed"
     return subprocess.run(

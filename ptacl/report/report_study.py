@@ -102,6 +102,7 @@ class ReportConfig(Parameters):
     # --- writing
     beam: int = 3  # beginnings that are kept
     longest: int = 200  # words after which a text is cut
+    maps: int = 100  # held-out people with a condition whose maps are scored; none at 0
     n_boot: int = 1000  # bootstrap draws of the intervals
     # --- other people's reports
     language: str = ""  # of all of them (de, en or sv), or empty: as the source is known to be
@@ -132,6 +133,7 @@ class ReportConfig(Parameters):
                 (self.even_weight >= 0, "even_weight", "Give 0 or more"),
                 (self.beam >= 1, "beam", "Give 1 or more"),
                 (2 <= self.longest <= 230, "longest", "Give 2 to 230"),
+                (self.maps >= 0, "maps", "Give 0 or more"),
                 (self.n_boot >= 1, "n_boot", "Give 1 or more"),
                 (self.least >= 1, "least", "Give 1 or more"),
                 (self.image_px >= 32 and self.image_px % 32 == 0, "image_px", "Give a multiple of 32"),

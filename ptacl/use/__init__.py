@@ -10,4 +10,6 @@ def __getattr__(name: str) -> object:
     "Import a name when it is asked for, so that the command can answer `--help` at once."
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "ECGEncoder":
+        import_module("ptacl.use.report")  # brings encoder.report
     return getattr(import_module(_HOMES[name]), name)
