@@ -327,11 +327,11 @@ def short_names(root: Path, package: str) -> list[str]:
     "What a folder's `__init__.py` offers by a short name, such as `from ptacl.use import ECGEncoder`."
     init = root / "ptacl" / package.replace(".", "/") / "__init__.py"
     tree = ast.parse(init.read_text(encoding="utf-8")) if init.is_file() else ast.Module([], [])
-    listed = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]
-    by_all = [
-        name for names in listed for name in ast.literal_eval(names)
-    ]  # that are imported when asked for
-    return [name for _, names in imports_of(tree) for name in names] + by_all
+    offered = [name for _, names in imports_of(tree) for name in names]
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            offered += ast.literal_eval(node.value)
+    return offered
 
 
 def modules_imported(nb: Notebook, cell: Cell, known: dict[str, int]) -> Iterator[tuple[str, str]]:
