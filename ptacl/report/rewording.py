@@ -62,6 +62,7 @@ class Reworded:
         return pd.Series([r.split(":")[0] for r in self.refused if r], dtype=str).value_counts()
 
 
+# %% ../../nbs/report/99_rewording.ipynb #1f75c053
 def reword_reports(
     drafts: Sequence[str],  # reports
     reworder: Callable[[str], str],  # a draft -> the same in other words

@@ -194,6 +194,7 @@ class Sight:
     pictures: PictureEncoder | None = None  # that learns along, or is frozen
 
 
+# %% ../../nbs/report/97_text_cases.ipynb #84c84751
 def sight_of(
     cases: TextCases,  # studies
     encoder: str = "",  # ECG encoder as for `open_ecg_encoder`, or a file with weights of `image_net`
