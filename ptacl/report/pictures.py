@@ -34,7 +34,7 @@ from ptacl.report.writer import Seen
 
 # %% ../../nbs/report/96_pictures.ipynb #2d88c19a
 CELL = 32  # pixels of a square whose sides a network makes one
-_MOST_PIXELS = 100_000_000
+_MOST_PIXELS = 80_000_000
 
 
 def read_picture(
@@ -47,12 +47,14 @@ def read_picture(
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as opened:
             if opened.width * opened.height > _MOST_PIXELS:
-                raise BadInput(path, "has more than 100 megapixels", "Make it smaller")
+                raise BadInput(path, "has more than 80 megapixels", "Make it smaller")
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):
                 grey_HW = np.clip(np.asarray(picture), 0, 65_535) // 257
                 picture = Image.fromarray(grey_HW.astype(np.uint8))
             picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    except BadInput:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise BadInput(
             path, f"is no readable PNG or JPEG ({type(e).__name__})", "Download it again"

@@ -167,10 +167,8 @@ class Writer(nn.Module):
         self.refine = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, D))
         self.norm = nn.LayerNorm(D)
         self.told_SD = nn.Parameter(0.1 * torch.randn(3, len(STRUCTURED), D))
-        n_pooled = sum(d + 1 for _, d in sizes.values()) + 2 * len(STRUCTURED)
-        self.finding_head = None
-        if settings.finds:
-            self.finding_head = FindingHead(D, settings.heads, n_pooled, settings.dropout)
+        n = sum(d + 1 for _, d in sizes.values()) + 2 * len(STRUCTURED)  # width of all pooled vectors
+        self.finding_head = FindingHead(D, settings.heads, n, settings.dropout) if settings.finds else None
         self.plan = nn.ParameterList([_state_vectors(len(s), D) for s in PLAN_STATES.values()])
         build = entry_of(DECODERS, settings.decoder, "decoder")
         self.decoder = build(
