@@ -18,7 +18,7 @@ from ptacl.models.systems import build_system
 from ptacl.phantom.cohort import simulate_participant
 from ptacl.report.model_maps import smooth_map
 from ptacl.report.numbers import NumberProbe
-from ptacl.report.plan import VIEWS
+from ptacl.report.plan import REPORT_VIEWS
 from ptacl.report.schema import FINDINGS
 from ptacl.report.tokens import encoders_digest
 from ptacl.report.writer import CONDITIONS, Writer, WriterSettings
@@ -46,14 +46,14 @@ def reporter():
     with torch.no_grad():
         writer.finding_head.read_CD.normal_()
     numbers = {}
-    for view, of in VIEWS.items():
+    for view, of in REPORT_VIEWS.items():
         width = 128 * len(of) + 10
         names = [n for n, k in FINDINGS.items() if k.is_measurement]
         models = {n: LinearNumber(np.zeros(width), sum(FINDINGS[n].limits) / 2) for n in names}
         numbers[view] = NumberProbe(
             view, made_by, models, dict.fromkeys(names, 3.0), dict.fromkeys(names, 9.0)
         )
-    thresholds = {view: dict.fromkeys(CONDITIONS, 0.5) for view in VIEWS}
+    thresholds = {view: dict.fromkeys(CONDITIONS, 0.5) for view in REPORT_VIEWS}
     return Reporter(systems, writer, numbers, thresholds)
 
 

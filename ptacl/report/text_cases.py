@@ -10,7 +10,7 @@ __all__ = [
     "text_vocabulary",
     "unknown_words",
     "open_ecg_encoder",
-    "ecg_tokens",
+    "ecg_text_tokens",
     "Sight",
     "sight_of",
 ]
@@ -153,7 +153,7 @@ def open_ecg_encoder(
 
 # %% ../../nbs/report/97_text_cases.ipynb #ae64e95c
 @torch.no_grad()
-def ecg_tokens(
+def ecg_text_tokens(
     encoder: ECGEncoder,  # from `open_ecg_encoder`
     ids: Sequence[str],  # of P studies
     files: Sequence[str],  # a record of each
@@ -206,7 +206,7 @@ def sight_of(
     "Look at studies."
     net = None
     if cases.modality == "ecg":
-        tokens = ecg_tokens(open_ecg_encoder(encoder), cases.ids, [f[0] for f in cases.files])
+        tokens = ecg_text_tokens(open_ecg_encoder(encoder), cases.ids, [f[0] for f in cases.files])
     else:
         pictures = Pictures(cases.ids, cases.files, image_px, images)
         net = PictureEncoder(image_net, encoder, learns=not is_frozen)

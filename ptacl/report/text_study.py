@@ -82,7 +82,7 @@ def text_loss(
 
 
 # %% ../../nbs/report/98_text_study.ipynb #90b338a4
-def _batches(rows: Sequence[int], size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _text_batches(rows: Sequence[int], size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     "Everybody once, in a random order, in batches of nearly the same size."
     if len(rows):
         yield from np.array_split(rng.permutation(rows), max(1, round(len(rows) / size)))
@@ -95,7 +95,7 @@ def _watched(writer: Writer, cases: TextCases, sight: Sight, rows: Sequence[int]
     firsts = replace(cases, texts=tuple(t[:1] for t in cases.texts))
     rng = np.random.default_rng(0)
     losses = []
-    for batch in _batches(rows, size, rng):
+    for batch in _text_batches(rows, size, rng):
         losses.append(text_loss(writer, sight, batch, draw_texts(writer, firsts, batch, rng), 0.0)[1])
     return float(np.mean(losses)) if losses else np.nan
 
@@ -126,7 +126,7 @@ def fit_text_writer(
     for epoch in range(settings.epochs):
         writer.train()
         losses = []
-        for batch in _batches(train, settings.batch_size, rng):
+        for batch in _text_batches(train, settings.batch_size, rng):
             words_BT = draw_texts(writer, cases, batch, rng)
             loss, in_words = text_loss(writer, sight, batch, words_BT, settings.even_weight)
             optimiser.zero_grad()
@@ -176,7 +176,7 @@ class TextOutcome:
     lacks: dict[str, float]  # what cannot be said of those held out, from `unknown_words`
 
 
-def _nearest(sight: Sight, train: Sequence[int], test: Sequence[int]) -> list[int]:
+def _nearest_text(sight: Sight, train: Sequence[int], test: Sequence[int]) -> list[int]:
     "For each held-out study the one of the training part that looks most alike."
     vectors = []
     for rows in (train, test):
@@ -195,7 +195,7 @@ def _plain_rows(
     return {
         "the commonest text": [common] * len(test),
         "a random text": [cases.texts[train[k]][0] for k in rng.integers(len(train), size=len(test))],
-        "the text of the nearest study": [cases.texts[i][0] for i in _nearest(sight, train, test)],
+        "the text of the nearest study": [cases.texts[i][0] for i in _nearest_text(sight, train, test)],
     }
 
 

@@ -34,7 +34,7 @@ from ptacl.plots.report_view import ReportView, ShownFinding, report_view
 from ptacl.report.beam import Beam
 from ptacl.report.cases import Cases
 from ptacl.report.parser import parse_report, split_sentences
-from ptacl.report.plan import VIEWS, plan_numbers
+from ptacl.report.plan import REPORT_VIEWS, plan_numbers
 from ptacl.report.schema import FINDINGS, report_of
 from ptacl.report.structured import Structured, read_structured
 from ptacl.report.tokens import Tokens
@@ -55,9 +55,9 @@ class ReadRecordings:
     rr_ms: float = 1000.0  # of the cine
 
     @property
-    def view(self) -> str:  # key of `VIEWS`
+    def view(self) -> str:  # key of `REPORT_VIEWS`
         "What is there."
-        return next(v for v, of in VIEWS.items() if set(of) == set(self.batches))
+        return next(v for v, of in REPORT_VIEWS.items() if set(of) == set(self.batches))
 
 
 # %% ../../nbs/use/45_report.ipynb #19356204
