@@ -125,7 +125,7 @@ def fill_coco(folder: Path) -> Path:
     return folder
 
 
-EPOCHS = dict(ptbxl=80)
+EPOCHS = dict(ptbxl=200)
 FILLERS = dict(ptbxl=fill_ptbxl, openi=fill_openi, mimic=fill_mimic, coco=fill_coco)
 SMALL = dict(image_px=64, batch_size=8, lr=3e-3, even_weight=0.0, rows="transformer", beam=2, longest=40)
 

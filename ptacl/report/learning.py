@@ -30,9 +30,9 @@ from ptacl.report.writer import Writer, WriterSettings, Written
 class LearnSettings:
     "How a writer learns."
 
-    epochs: int = 30  # passes over the training participants
+    epochs: int = 40  # passes over the training participants
     batch_size: int = 32  # participants of a step
-    lr: float = 1e-3  # peak learning rate
+    lr: float = 2e-3  # peak learning rate
     weight_decay: float = 0.05  # AdamW's, on matrices alone
     warmup_share: float = 0.1  # share of the steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm

@@ -93,9 +93,9 @@ class ReportConfig(Parameters):
     # --- writers
     rows: str = "planned,transformer,sat,random_weights,shuffled"  # trained rows, with commas, or empty
     seeds: str = "0"  # of the writers, separated by commas
-    epochs: int = 20  # passes over the training participants
+    epochs: int = 40  # passes over the training participants
     batch_size: int = 32  # participants of a step
-    lr: float = 1e-3  # peak learning rate
+    lr: float = 2e-3  # peak learning rate
     even_weight: float = 0.1  # of the doubly stochastic penalty
     # --- writing
     beam: int = 3  # beginnings that are kept

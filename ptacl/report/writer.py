@@ -125,7 +125,7 @@ class WriterSettings:
     depth: int = 2  # blocks of a transformer
     heads: int = 4  # attention heads
     longest: int = 240  # words of a text at most
-    dropout: float = 0.2  # in training
+    dropout: float = 0.1  # in training
     finds: bool = True  # False = no head, where nobody knows what is true: other people's reports
 
 
