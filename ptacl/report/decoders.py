@@ -288,4 +288,5 @@ class TransformerDecoder(nn.Module):
 
 
 # %% ../../nbs/report/84_decoders.ipynb #2afc6c84
+# name -> what writes words
 DECODERS: dict[str, Callable[..., nn.Module]] = {"transformer": TransformerDecoder, "sat": SATDecoder}

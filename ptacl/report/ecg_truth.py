@@ -49,7 +49,7 @@ def beat_times(
 
 
 # %% ../../nbs/report/62_ecg_truth.ipynb #f9779b8d
-FACING_LEADS: dict[str, tuple[str, ...]] = {
+FACING_LEADS: dict[str, tuple[str, ...]] = {  # wall -> leads that face it
     "anterior": ("V1", "V2", "V3"),
     "inferior": ("II", "III", "aVF"),
     "lateral": ("I", "aVL", "V5", "V6"),

@@ -22,7 +22,8 @@ from ptacl.report.vocabulary import Vocabulary, make_vocabulary
 from ptacl.report.writer import CONDITIONS, Seen, as_seen
 
 # %% ../../nbs/report/88_lessons.ipynb #60c68d07
-TAUGHT = tuple(name for name, a in AUTHORS.items() if not a.held_out)
+TAUGHT = tuple(name for name, a in AUTHORS.items() if not a.held_out)  # authors that writers learn from
+# view -> how often a lesson has it
 VIEW_SHARES: dict[str, float] = {"both": 0.45, "ecg": 0.25, "cine": 0.2, "told": 0.1}
 HEDGES: dict[str, float] = {"both": 0.05, "ecg": 0.3, "cine": 0.2, "told": 0.6}  # of the measurements
 

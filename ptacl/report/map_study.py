@@ -46,7 +46,7 @@ class MapQuestion:
     within: str = ""  # key of the truth maps whose places count; "" = all
 
 
-MAP_QUESTIONS: dict[str, MapQuestion] = {
+MAP_QUESTIONS: dict[str, MapQuestion] = {  # name -> what is asked of a map
     "ectopic beat": MapQuestion("ectopy", "ecg", (0,)),
     "QRS in a block": MapQuestion("lbbb", "ecg", (0,)),
     "infarct's leads and beats": MapQuestion("infarct", "ecg"),

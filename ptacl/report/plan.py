@@ -26,6 +26,7 @@ def _states_of(name: str) -> tuple[str, ...]:
     return ("not_mentioned", "uncertain", "present", "absent", *walls)
 
 
+# finding -> all that a plan can say of it
 PLAN_STATES: dict[str, tuple[str, ...]] = {name: _states_of(name) for name in FINDINGS}
 
 
@@ -46,7 +47,7 @@ def plan_numbers(
 
 
 # %% ../../nbs/report/83_plan.ipynb #23f8a354
-REPORT_VIEWS: dict[str, tuple[str, ...]] = {
+REPORT_VIEWS: dict[str, tuple[str, ...]] = {  # view -> recordings that are looked at
     "both": ("ecg", "cine"),
     "ecg": ("ecg",),
     "cine": ("cine",),

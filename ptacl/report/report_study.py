@@ -64,7 +64,7 @@ class TrainedRow:
     control: str = ""  # "random weights" or "shuffled reports"; "" = none
 
 
-TRAINED_ROWS: dict[str, TrainedRow] = {
+TRAINED_ROWS: dict[str, TrainedRow] = {  # name -> a row that is trained
     "planned": TrainedRow("transformer, planned", dict(decoder="transformer"), tuple(REPORT_VIEWS)),
     "transformer": TrainedRow("transformer, without a plan", dict(decoder="transformer", is_planned=False)),
     "sat": TrainedRow("Show, Attend and Tell", dict(decoder="sat", is_planned=False)),
@@ -76,7 +76,7 @@ TRAINED_ROWS: dict[str, TrainedRow] = {
         "planned, reports shuffled", dict(decoder="transformer"), control="shuffled reports"
     ),
 }
-REPORT_KINDS = ("simulated", "ptbxl", "openi", "mimic", "coco")
+REPORT_KINDS = ("simulated", "ptbxl", "openi", "mimic", "coco")  # kinds of data that reports are learned from
 
 
 # %% ../../nbs/report/93_report_study.ipynb #8dc69222
@@ -200,7 +200,7 @@ def template_reports(
 
 
 # %% ../../nbs/report/93_report_study.ipynb #b55f4d5f
-ECG_FOUR = ("lbbb", "infarct", "af", "ectopy")
+ECG_FOUR = ("lbbb", "infarct", "af", "ectopy")  # conditions that an ECG shows by itself
 
 
 @dataclass(frozen=True)

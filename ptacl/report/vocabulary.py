@@ -27,7 +27,7 @@ def split_words(
 
 
 # %% ../../nbs/report/82_vocabulary.ipynb #e09c2896
-MARKS = ("<pad>", "<begin>", "<end>", "<unk>")
+MARKS = ("<pad>", "<begin>", "<end>", "<unk>")  # words that are no words
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from ptacl.report.tokens import Tokens
 from ptacl.report.vocabulary import Vocabulary
 
 # %% ../../nbs/report/85_writer.ipynb #733c8137
+# findings that are there or not
 CONDITIONS = tuple(name for name, kind in FINDINGS.items() if not kind.is_measurement)
 
 

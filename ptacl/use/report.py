@@ -191,10 +191,10 @@ class RecordingReport:
 
 
 # %% ../../nbs/use/45_report.ipynb #e11b37d0
-SIMULATED_NOTICE = (
+SIMULATED_NOTICE = (  # first line of a text by a model that learned from simulated people
     "Written by a model that was trained on simulated people: a test of software, not about any patient."
 )
-PLAIN_NOTICE = "Written by a model: no diagnosis."
+PLAIN_NOTICE = "Written by a model: no diagnosis."  # first line of any other text
 
 
 def _tokens_of(seen: Seen, made_by: str) -> Tokens:
