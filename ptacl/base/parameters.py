@@ -108,6 +108,7 @@ REGISTRIES = dict(
     ecg_transform="ptacl.training.batches:ECG_TRANSFORMS",
     cine_transform="ptacl.training.batches:CINE_TRANSFORMS",
 )
+# of these, settings that need not name an entry
 MAY_BE_EMPTY = (
     "log_to",
     "ecg_encoder",

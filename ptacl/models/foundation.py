@@ -21,6 +21,7 @@ from ptacl.models.wav2vec import ECGWav2Vec
 from ptacl.models.weights import first_names, fit_weights
 
 # %% ../../nbs/models/91_foundation.ipynb #7a56b69c
+# names of a block in the published file, and ours
 NET1D_BLOCK = {
     "conv1.conv": "enter",
     "conv2.conv": "mix",
@@ -111,6 +112,7 @@ _WAV2VEC_PARTS = {
     "encoder.layer_norm": "place_norm",
     "feature_extractor.conv_layers.0.2": "level",
 } | {f"encoder.layers.{{}}.{a}": f"blocks.{{}}.{b}" for a, b in _WAV2VEC_BLOCK.items()}
+# names in the published file, and ours
 WAV2VEC_NAMES = {
     f"{a}.{kind}": f"{b}.{kind}" for a, b in _WAV2VEC_PARTS.items() for kind in ("weight", "bias")
 } | {
