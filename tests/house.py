@@ -29,7 +29,7 @@ USES = {
     "models": ("base", "losses", "data"),
     "evaluation": ("base", "losses", "data", "models"),
     "training": ("base", "losses", "data", "models", "evaluation"),
-    "report": ("base", "data", "phantom", "models", "evaluation"),
+    "report": ("base", "data", "phantom", "models", "evaluation", "training"),
     "plots": ("base", "data", "models", "evaluation"),
     "use": ("base", "data", "phantom", "models", "evaluation", "report", "plots"),
     "studies": (

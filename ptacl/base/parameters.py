@@ -109,12 +109,7 @@ REGISTRIES = dict(
     cine_transform="ptacl.training.batches:CINE_TRANSFORMS",
 )
 # of these, settings that need not name an entry
-MAY_BE_EMPTY = (
-    "log_to",
-    "ecg_encoder",
-    "ecg_transform",
-    "cine_transform",
-)  # of these, settings that need not name an entry
+MAY_BE_EMPTY = ("log_to", "ecg_encoder", "ecg_transform", "cine_transform")
 
 
 def registered(

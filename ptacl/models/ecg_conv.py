@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptacl.base.core import BadInput
-from ptacl.models.ecg_encoder import ECGEncoder, seen_samples
+from ptacl.models.ecg_encoder import ECGEncoder, TimeBlocks
 
 
 # %% ../../nbs/models/17_ecg_conv.ipynb #22c15b25
@@ -112,10 +112,11 @@ class ConvBlock(nn.Module):
 
 
 # %% ../../nbs/models/17_ecg_conv.ipynb #d542c19f
-class ECGConv(ECGEncoder):
+class ECGConv(TimeBlocks, ECGEncoder):
     "Residual convolutions over time; a token every 32 samples, whose mean is the strip's vector."
 
     may_differ = ("dropout", "n_samples")
+    first_moment = 0  # convolutions are centred on the samples that are kept
 
     def __init__(
         self,
@@ -161,13 +162,10 @@ class ECGConv(ECGEncoder):
         kept_BN: Tensor | None = None,  # indices of the patches to look at, from `draw_kept`; None = all
     ) -> tuple[Tensor, Tensor]:  # tokens in order of time (B, N, D), and the strip's vector (B, D)
         "Encode a batch of ECG windows."
-        self.check_window(signal_BLT)
-        B, L, T = signal_BLT.shape
-        if lead_ok_BL is None:
-            lead_ok_BL = torch.ones(B, L, dtype=torch.bool, device=signal_BLT.device)
-        is_seen = seen_samples(lead_ok_BL, T, self.patch, kept_BN)
-        seen_BLT = torch.where(is_seen, signal_BLT, 0.0)
+        seen_BLT = self.in_sight(signal_BLT, lead_ok_BL, kept_BN)
         picture_BL1T = seen_BLT[:, :, None].contiguous(memory_format=torch.channels_last)
+        if lead_ok_BL is None:
+            lead_ok_BL = torch.ones(seen_BLT.shape[:2], dtype=torch.bool, device=seen_BLT.device)
         missing_BD = (~lead_ok_BL).to(self.missing_LD.dtype) @ self.missing_LD
         x_BC1T = self.stem(picture_BL1T)
         x_BC1T = F.gelu(x_BC1T + (self.level_D + missing_BD)[..., None, None].to(x_BC1T.dtype))
@@ -175,28 +173,6 @@ class ECGConv(ECGEncoder):
             x_BC1T = block(x_BC1T)
         tokens_BND = self.norm(x_BC1T[:, :, 0].transpose(1, 2))
         return tokens_BND, tokens_BND.mean(1)
-
-    def token_phase(
-        self,
-        phase_BT: Tensor,  # cardiac phase of each sample, [0, 1), (B, T)
-        is_valid_BT: Tensor,  # whether the sample has a phase, (B, T)
-        lead_ok_BL: Tensor,  # False = lead missing or flat, (B, L)
-        kept_BN: Tensor | None = None,  # changes nothing: all leads of a moment share a token
-    ) -> tuple[Tensor, Tensor]:  # phase of each token and whether it has one, both (B, N)
-        "Where in the cycle the tokens lie: token k on sample k * stride."
-        has_phase_BN = is_valid_BT[:, :: self.stride] & lead_ok_BL.any(1, keepdim=True)
-        return phase_BT[:, :: self.stride], has_phase_BN
-
-    def spread_tokens(
-        self,
-        tokens_BND: Tensor,  # from `forward`
-        kept_BN: Tensor,  # changes nothing
-    ) -> Tensor:  # the token nearest to the middle of each patch, lead by lead, (B, patches, D)
-        "Put tokens into the places of all patches."
-        middle_C = torch.arange(self.n_columns, device=tokens_BND.device) * self.patch + self.patch // 2
-        nearest_C = (middle_C + self.stride // 2) // self.stride
-        nearest_C = nearest_C.clamp(max=tokens_BND.shape[1] - 1)
-        return tokens_BND[:, nearest_C].repeat(1, self.n_leads, 1)
 
 
 def _check_widths(stem: int, widths: Sequence[int], depths: Sequence[int]) -> None:

@@ -154,9 +154,14 @@ class ECGEncoder(Saved, nn.Module):
 
 # %% ../../nbs/models/15_ecg_encoder.ipynb #db72f8e3
 class TimeBlocks:
-    "Beside `ECGEncoder`: token k stands for samples k * `stride` to (k + 1) * `stride` of all leads."
+    "Beside `ECGEncoder`: a token every `stride` samples, of all leads together."
 
-    stride: int  # samples of a block
+    stride: int  # samples from one token to the next
+
+    @property
+    def first_moment(self) -> int:  # sample; the middle of the first block
+        "Where the first token lies."
+        return self.stride // 2
 
     def n_tokens(
         self,
@@ -185,18 +190,19 @@ class TimeBlocks:
         lead_ok_BL: Tensor,  # False = lead missing or flat, (B, L)
         kept_BN: Tensor | None = None,  # changes nothing: all leads of a moment share a token
     ) -> tuple[Tensor, Tensor]:  # phase of each token and whether it has one, both (B, N)
-        "Where in the cycle the tokens lie: in the middle of their blocks."
+        "Where in the cycle the tokens lie."
         T = phase_BT.shape[1]
-        middle_N = torch.arange(self.n_tokens(T), device=phase_BT.device) * self.stride + self.stride // 2
-        middle_N = middle_N.clamp(max=T - 1)
-        return phase_BT[:, middle_N], is_valid_BT[:, middle_N] & lead_ok_BL.any(1, keepdim=True)
+        moment_N = torch.arange(self.n_tokens(T), device=phase_BT.device) * self.stride + self.first_moment
+        moment_N = moment_N.clamp(max=T - 1)
+        return phase_BT[:, moment_N], is_valid_BT[:, moment_N] & lead_ok_BL.any(1, keepdim=True)
 
     def spread_tokens(
         self,
         tokens_BND: Tensor,  # from `forward`
         kept_BN: Tensor,  # changes nothing
-    ) -> Tensor:  # the token in whose block the middle of each patch lies, lead by lead, (B, patches, D)
+    ) -> Tensor:  # the token nearest to the middle of each patch, lead by lead, (B, patches, D)
         "Put tokens into the places of all patches."
         middle_C = torch.arange(self.n_columns, device=tokens_BND.device) * self.patch + self.patch // 2
-        block_C = (middle_C // self.stride).clamp(max=tokens_BND.shape[1] - 1)
-        return tokens_BND[:, block_C].repeat(1, self.n_leads, 1)
+        nearest_C = (middle_C - self.first_moment + self.stride // 2) // self.stride
+        nearest_C = nearest_C.clamp(max=tokens_BND.shape[1] - 1)
+        return tokens_BND[:, nearest_C].repeat(1, self.n_leads, 1)

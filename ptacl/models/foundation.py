@@ -21,14 +21,14 @@ from ptacl.models.wav2vec import ECGWav2Vec
 from ptacl.models.weights import first_names, fit_weights
 
 # %% ../../nbs/models/91_foundation.ipynb #7a56b69c
-# names of a block in the published file, and ours
+# names within a block: published -> ours
 NET1D_BLOCK = {
     "conv1.conv": "enter",
     "conv2.conv": "mix",
     "conv3.conv": "leave",
     "se_fc1": "squeeze",
     "se_fc2": "excite",
-}  # published -> ours, within a block
+}
 _STAGE = re.compile(r"stage_list\.(\d+)\.block_list\.(\d+)\.conv1\.conv\.weight")
 _BATCH_NORM = re.compile(r"(.*\.)?(first_bn|bn[123])\.\w+")
 
@@ -112,14 +112,14 @@ _WAV2VEC_PARTS = {
     "encoder.layer_norm": "place_norm",
     "feature_extractor.conv_layers.0.2": "level",
 } | {f"encoder.layers.{{}}.{a}": f"blocks.{{}}.{b}" for a, b in _WAV2VEC_BLOCK.items()}
-# names in the published file, and ours
+# published -> ours, or what is folded into ours; the convolutions' own beside it
 WAV2VEC_NAMES = {
     f"{a}.{kind}": f"{b}.{kind}" for a, b in _WAV2VEC_PARTS.items() for kind in ("weight", "bias")
 } | {
     "conv_pos.pos_conv.0.weight_g": "place.length",
     "conv_pos.pos_conv.0.weight_v": "place.direction",
     "conv_pos.pos_conv.0.bias": "place.bias",
-}  # published -> ours, or what is folded into ours; the convolutions' own beside it
+}
 _LENGTHS = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 _OF_TRAINING = ("mask_emb", "quantizer.", "project_q.", "final_proj.", "target_glu.")
 

@@ -7,7 +7,6 @@ __all__ = ["refused_because", "Reworded", "reword_reports", "causal_reworder"]
 
 # %% ../../nbs/report/99_rewording.ipynb #bc864cc7
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,8 +36,8 @@ def refused_because(
         return "a contradiction"
     if set(after.unparsed) - set(before.unparsed):
         return "a sentence that cannot be read"
-    counts = [Counter(re.findall(r"\d+(?:[.,]\d+)*", t)) for t in (draft, rewording)]
-    if set(counts[0]) != set(counts[1]):
+    numbers = [set(re.findall(r"\d+(?:[.,]\d+)*", t)) for t in (draft, rewording)]
+    if numbers[0] != numbers[1]:
         return "other numbers"
     return ""
 
@@ -71,11 +70,13 @@ def reword_reports(
     texts = []
     refused = []
     for draft in drafts:
+        rewording = ""
+        failed = ""
         try:
             rewording = reworder(draft)
-            reason = refused_because(draft, rewording)
         except Exception as e:  # a reworder of one's own may fail in any way, and the draft is good
-            reason = f"the reworder failed: {type(e).__name__}"
+            failed = f"the reworder failed: {type(e).__name__}"
+        reason = failed or refused_because(draft, rewording)
         refused.append(reason)
         texts.append(draft if reason else rewording.strip())
     return Reworded(tuple(texts), tuple(refused))

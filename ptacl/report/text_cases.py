@@ -171,14 +171,14 @@ def ecg_text_tokens(
         signal_BLT = torch.from_numpy(np.stack([x_WLT[0] for x_WLT, _ in read])).float()
         scaled_BLT = ((signal_BLT - mean_L1) / sd_L1).masked_fill(~ok_BL[..., None], 0.0)
         tokens_BND, pooled_BD = encoder(scaled_BLT, ok_BL)
-        B, N, _ = tokens_BND.shape
-        by_lead = encoder.n_patches == N and N % ok_BL.shape[1] == 0
-        is_there_BN = (
-            ok_BL.repeat_interleave(N // 12, 1) if by_lead else ok_BL.any(1, keepdim=True).expand(B, N)
-        )
+        phase_BT = torch.zeros_like(scaled_BLT[:, 0])
+        # a token has a phase where a lead that it is of is there
+        is_there_BN = encoder.token_phase(phase_BT, phase_BT == 0, ok_BL)[1]
         parts.append((tokens_BND.half().numpy(), is_there_BN.numpy(), pooled_BD.numpy()))
     features, is_there, pooled = ({"ecg": np.concatenate(x)} for x in zip(*parts, strict=True))
-    sha = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in encoder.state_dict().values()))
+    sha = hashlib.sha256(repr(sorted(how.items())).encode())
+    for value in encoder.state_dict().values():
+        sha.update(value.cpu().numpy().tobytes())
     layout = dict(ecg=dict(samples=round(how["fs"] * how["window_s"]), tokens=features["ecg"].shape[1]))
     return Tokens(tuple(ids), features, is_there, pooled, sha.hexdigest()[:16], layout)
 

@@ -30,7 +30,7 @@ from ptacl.base.core import BadInput, seed_everything
 from ptacl.base.parameters import listed
 from ptacl.report.beam import Beam
 from ptacl.report.decoders import doubly_stochastic
-from ptacl.report.learning import LearnSettings
+from ptacl.report.learning import LearnSettings, Pace
 from ptacl.report.pictures import save_picture_encoder
 from ptacl.report.report_study import TRAINED_ROWS, ReportConfig
 from ptacl.report.text_cases import (
@@ -114,13 +114,8 @@ def fit_text_writer(
     words = text_vocabulary(cases, train, least).words
     fixed = dict(is_planned=False, finds=False)
     writer = Writer(WriterSettings(words, sight.sizes, sight.made_by, **((sizes or {}) | fixed)))
-    learns = [p for m in (writer, sight.pictures) if m is not None for p in m.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        learns, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-    )
-    total = settings.epochs * max(1, round(len(train) / settings.batch_size))
-    pace = dict(max_lr=settings.lr, total_steps=total, pct_start=settings.warmup_share, cycle_momentum=False)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, **pace)
+    models = [m for m in (writer, sight.pictures) if m is not None]
+    pace = Pace(models, settings, settings.epochs * max(1, round(len(train) / settings.batch_size)))
     started = time.process_time()
     log = []
     for epoch in range(settings.epochs):
@@ -129,11 +124,7 @@ def fit_text_writer(
         for batch in _text_batches(train, settings.batch_size, rng):
             words_BT = draw_texts(writer, cases, batch, rng)
             loss, in_words = text_loss(writer, sight, batch, words_BT, settings.even_weight)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learns, settings.clip_norm)
-            optimiser.step()
-            schedule.step()
+            pace.step(loss)
             losses.append(in_words)
         val = _watched(writer, cases, sight, cases.rows("val"), settings.batch_size)
         used = time.process_time() - started

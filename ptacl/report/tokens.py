@@ -134,11 +134,10 @@ def ecg_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:  # tokens (B, N, D), which are there (B, N), pooled features (B, D)
     "What an ECG encoder makes of a batch; gradients pass."
     tokens_BND, pooled_BD = system.encode_ecg(batch.signal_BLT, batch.lead_ok_BL)
-    B, N, _ = tokens_BND.shape
-    if hasattr(system.ecg_encoder, "token_phase"):
-        return tokens_BND, batch.lead_ok_BL.any(1, keepdim=True).expand(B, N), pooled_BD
-    L = batch.lead_ok_BL.shape[1]
-    return tokens_BND, batch.lead_ok_BL.repeat_interleave(N // L, dim=1), pooled_BD
+    phase_BT = torch.zeros_like(batch.signal_BLT[:, 0])
+    everywhere = batch._replace(phase_BT=phase_BT, is_valid_BT=phase_BT == 0)
+    # so a token has a phase where a lead that it is of is there
+    return tokens_BND, system.token_phase(everywhere)[1], pooled_BD
 
 
 # %% ../../nbs/report/80_tokens.ipynb #77de7318

@@ -43,6 +43,9 @@ def found_probabilities(
 ) -> list[dict[str, float]]:  # condition -> probability; "infarct:anterior" and so on: of the wall
     "Probabilities of the head."
     there = entry_of(REPORT_VIEWS, view, "view")
+    if writer.finding_head is None:
+        remedy = "Take one that learned from simulated people: report.ipynb, kind simulated"
+        raise BadInput("writer", "finds nothing: it learned from texts alone", remedy)
     found = []
     for start in range(0, len(cases), batch):
         rows = np.arange(start, min(start + batch, len(cases)))
@@ -67,10 +70,19 @@ def _is_wrong(sentence: str, name: str, given: Report, sex: str) -> bool:
     "Whether a sentence says of a measurement what its number does not bear out."
     f = parse_report(sentence).report[name]
     value = given[name].value
-    if f.presence != "present" or f.value is None:
-        return True  # the number cannot be read, or the sentence denies it
+    if f.presence != "present" or (f.value is None and not f.severity):
+        return True  # neither number nor degree can be read, or the sentence denies it
     words = {severity_word(name, value, s) for s in (sex or "MF")}
     return bool(f.severity) and not any(w.endswith(f.severity) for w in words)
+
+
+def _judged_alone(sentence: str) -> list[str]:
+    "The measurement that a sentence without a number calls normal, increased and so on, and speaks of alone."
+    read = parse_report(sentence).report
+    said = read.mentioned
+    if len(said) != 1 or not FINDINGS[said[0]].is_measurement or not read[said[0]].severity:
+        return []
+    return list(said)
 
 
 def checked_text(
@@ -79,13 +91,13 @@ def checked_text(
     author: str,  # key of `AUTHORS`, whose numbers look so
     sex: str = "",  # "M" or "F"; "" = not known
 ) -> tuple[str, int]:  # with numbers, and how many sentences had to be replaced
-    "Check every sentence that has a slot, and fill it."
+    "Check every sentence that has a slot, or a degree alone, and fill it."
     n_mended = 0
     lines = []
     for line in text.split("\n"):
         sentences = []
         for sentence in split_sentences(line):
-            names = [n for n in FINDINGS if f"<{n}>" in sentence]
+            names = [n for n in FINDINGS if f"<{n}>" in sentence] or _judged_alone(sentence)
             unknown = [n for n in names if given[n].value is None]
             filled = sentence if unknown else fill_slots(Draft(sentence, given, author))
             if unknown or any(_is_wrong(filled, n, given, sex) for n in names):

@@ -14,16 +14,20 @@ from importlib import import_module
 PRECISIONS = ("32-true", "bf16-mixed")  # precisions in which an encoder computes
 
 
-def embed_parser() -> argparse.ArgumentParser:  # ends the process with 2 where an argument is wrong
-    "The arguments of `ptacl-embed`."
-    parser = argparse.ArgumentParser(
-        "ptacl-embed", description="Turn the ECGs of a folder into vectors of a trained encoder."
-    )
+def _parser_of_ecgs(name: str, description: str) -> argparse.ArgumentParser:
+    "A command on the ECGs of a folder."
+    parser = argparse.ArgumentParser(name, description=description)
     parser.add_argument(
         "ecgs",
         metavar="FOLDER_OR_LIST",
         help="folder with ECGs (WFDB, MUSE or CardioSoft XML, DICOM), or a .txt with one path a line",
     )
+    return parser
+
+
+def embed_parser() -> argparse.ArgumentParser:  # ends the process with 2 where an argument is wrong
+    "The arguments of `ptacl-embed`."
+    parser = _parser_of_ecgs("ptacl-embed", "Turn the ECGs of a folder into vectors of a trained encoder.")
     parser.add_argument(
         "--encoder",
         required=True,
@@ -78,13 +82,8 @@ def embed_main(
 # %% ../../nbs/use/05_arguments.ipynb #859473ce
 def report_parser() -> argparse.ArgumentParser:  # ends the process with 2 where an argument is wrong
     "The arguments of `ptacl-report`."
-    parser = argparse.ArgumentParser(
-        "ptacl-report", description="Write a report of each ECG of a folder, by a writer that has learned."
-    )
-    parser.add_argument(
-        "ecgs",
-        metavar="FOLDER_OR_LIST",
-        help="folder with ECGs (WFDB, MUSE or CardioSoft XML, DICOM), or a .txt with one path a line",
+    parser = _parser_of_ecgs(
+        "ptacl-report", "Write a report of each ECG of a folder, by a writer that has learned."
     )
     parser.add_argument(
         "--writer", required=True, metavar="RUN", help="folder that report.ipynb or save_reporter wrote"

@@ -14,6 +14,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/use/45_report.ipynb #4d403a91
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ class ReadRecordings:
     batches: Mapping[str, Batch]  # "ecg", "cine" or both
     notes: tuple[str, ...] = ()  # what a report must say about them
     es_frame: int = 0  # end-systolic frame of the cine
-    rr_ms: float = 1000.0  # of the cine
+    rr_ms: float = math.nan  # of the cine; NaN = there is none
 
     @property
     def view(self) -> str:  # key of `REPORT_VIEWS`
@@ -111,7 +112,7 @@ def _read_cine_of(path: Path) -> Cine:
 
 
 _NOTHING = torch.zeros(1, 0)
-_BATCH_NEEDS = Batch._fields[:7]  # those without a default
+_BATCH_NEEDS = tuple(name for name in Batch._fields if name not in Batch._field_defaults)
 
 
 def _ecg_batch(reporter: Reporter, ecg: ECG) -> tuple[Batch, np.ndarray]:
