@@ -74,7 +74,6 @@ def test_a_map_is_the_slope_of_a_logit_that_is_known():
 
     class Sum(torch.nn.Module):
         stride = 32
-        token_phase = True
 
     class Known(torch.nn.Module):
         def __init__(self):
@@ -86,6 +85,10 @@ def test_a_map_is_the_slope_of_a_logit_that_is_known():
             one_B = signal_BLT[:, LEAD, 100:200].sum(1)
             pooled_BD = torch.stack([one_B, -one_B, torch.zeros_like(one_B), torch.zeros_like(one_B)], 1)
             return torch.zeros(len(one_B), 79, 4), pooled_BD
+
+        def token_phase(self, batch):
+            everywhere_BN = torch.zeros(len(batch.signal_BLT), 79)
+            return everywhere_BN, everywhere_BN == 0
 
     writer = Writer(WriterSettings(WORDS, dict(ecg=(79, 4)), "known", dim=8, heads=2, depth=1)).eval()
     writer.norms["ecg"] = torch.nn.Identity()

@@ -7,6 +7,7 @@ __all__ = [
     "BadInput",
     "as_bad_input",
     "is_file",
+    "is_folder",
     "samples_dir",
     "sample_path",
     "seed_everything",
@@ -82,6 +83,17 @@ def is_file(
     "Whether there is a file."
     try:
         return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+# %% ../../nbs/base/00_core.ipynb #6dcccdee
+def is_folder(
+    path: str | Path,  # anything
+) -> bool:  # False also where no folder can be called so
+    "Whether there is a folder."
+    try:
+        return Path(path).is_dir()
     except (OSError, ValueError):
         return False
 
@@ -178,7 +190,7 @@ def _import_extension(name: str) -> None:
     module_name = f"{Path(name).stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     if module_name in sys.modules:
         return
-    if not Path(name).is_file():
+    if not is_file(name):
         raise BadInput("extensions", f"there is no file {name}", remedy)
     spec = importlib.util.spec_from_file_location(module_name, name)
     module = importlib.util.module_from_spec(spec)

@@ -27,7 +27,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, is_file, write_atomic
 from ptacl.base.numbers import read_json_object, told_value
 from ptacl.data.cine_checks import (
     MAX_PIXELS,
@@ -198,11 +198,7 @@ def read_cine(
 ) -> Cine:  # all slices, intensities as stored (scl_slope applied)
     "Read a cine and its sidecar."
     path = Path(path)
-    try:
-        is_there = path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero
-        is_there = False
-    if not is_there:
+    if not is_file(path):
         raise BadInput(path, "no such file", "Check the path in the table's column `cine`.")
     nifti = load_nifti(path)
     shape = nifti.shape

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file
 from ptacl.data.ecg import ECG, STANDARD_LEADS, ecg_from_array
 from ptacl.data.ecg_set import ECGSet, checked_set, stratified_parts
 
@@ -104,13 +104,13 @@ def read_code15(
     "CODE-15 from its folder."
     folder = Path(folder)
     source = folder / "exams.csv"
-    if not source.is_file():
+    if not is_file(source):
         raise BadInput(source, "no such file", "Give the folder of CODE-15 as it was unpacked")
     exams = pd.read_csv(source, dtype=dict(exam_id=str, patient_id=str))
     if missing := [c for c in ("exam_id", "patient_id", "trace_file") if c not in exams]:
         raise BadInput(source, f"has no column {missing[0]}", "Take exams.csv as it was published")
     exams = exams.set_index("exam_id")
-    parts = [f for f in sorted(exams.trace_file.unique()) if (folder / f).is_file()]
+    parts = [f for f in sorted(exams.trace_file.unique()) if is_file(folder / f)]
     n_files = exams.trace_file.nunique()
     if not parts:
         raise BadInput(

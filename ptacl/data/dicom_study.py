@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file, is_folder
 from ptacl.base.numbers import file_integer, file_number
 from ptacl.data.cine_checks import is_phase_image
 from ptacl.data.ecg_dicom import quiet_pydicom
@@ -101,7 +101,7 @@ def open_study(
     # a context: names of the files, and how to read one (of what is no image, the first bytes)
 ) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     "The names of the files in a folder or a zip, and how to read one."
-    if path.is_dir():
+    if is_folder(path):
         names = sorted(str(f.relative_to(path)) for f in path.rglob("*") if f.is_file())
         if not names:
             raise BadInput(path, "the folder is empty", "Check the path.")
@@ -109,7 +109,7 @@ def open_study(
             raise BadInput(path, f"holds {len(names)} files: more than a cine study", "Check the path.")
         yield names, lambda name: _read_file(path, name)
         return
-    if not path.is_file():
+    if not is_file(path):
         raise BadInput(path, "no such file or folder", "Check the path.")
     damaged = "The download is incomplete or damaged: fetch the file again."
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file
 from ptacl.data.ecg import ECG
 
 
@@ -172,7 +172,7 @@ def require_files(
     suffix: str = "",  # added to each path, such as .hea
 ) -> None:  # nothing; raises `BadInput`
     "Refuse labels whose record is not there."
-    missing = [record for record, file in files.items() if not Path(f"{file}{suffix}").is_file()]
+    missing = [record for record, file in files.items() if not is_file(f"{file}{suffix}")]
     if missing:
         raise BadInput(
             source,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptacl.base.core import BadInput, entry_of
+from ptacl.base.core import BadInput, entry_of, is_folder
 from ptacl.data.code15 import read_code15
 from ptacl.data.ecg_set import ECGSet, smaller_set
 from ptacl.data.ptbxl import read_ptbxl
@@ -58,7 +58,7 @@ def open_ecg_set(
     "Read a public set."
     reader = entry_of(ECG_SETS, name, "set")
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise BadInput(folder, "no such folder", f"Give the folder that {reader.title} was unpacked to")
     eset = reader.read(folder)
     for task in tasks:

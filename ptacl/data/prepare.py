@@ -21,7 +21,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from ptacl.base.config import DataConfig, Preparation
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file, is_folder
 from ptacl.base.parameters import check_rules
 from ptacl.data.cohort import Cohort, locate_recordings, read_cohort, summarise_report
 from ptacl.data.completing import UNWRITTEN, add_shard, finish_store, locked_store, whole_shards
@@ -69,9 +69,9 @@ def read_source(
 ) -> Cohort:  # recordings were looked for, not opened
     "A cohort from whatever kind of folder there is."
     folder = Path(folder)
-    if (folder / "participants.tsv").is_file():
+    if is_file(folder / "participants.tsv"):
         return read_cohort(folder, split_shares(shares or "0.8 0 0.2"))
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise BadInput(
             folder,
             "no such folder",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import wfdb
 
-from ptacl.base.core import BadInput, samples_dir
+from ptacl.base.core import BadInput, is_file, samples_dir
 from ptacl.base.numbers import file_number
 from ptacl.data.ecg import resample_ecg
 from ptacl.data.ecg_files import read_ecg
@@ -178,7 +178,7 @@ def read_ptbxl(
         record = table.index[~fold.isin(range(1, 11))][0]
         problem = f"strat_fold of record {record} is {table.strat_fold[record]}"
         raise BadInput(source, problem, "Folds are 1 to 10")
-    have = [c for c in files if c in table and (folder / str(table[c].iloc[0])).with_suffix(".hea").is_file()]
+    have = [c for c in files if c in table and is_file((folder / str(table[c].iloc[0])).with_suffix(".hea"))]
     if not have:
         raise BadInput(
             folder, "holds neither records500 nor records100", "Unpack the recordings beside the tables"

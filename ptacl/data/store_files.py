@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, is_file, write_atomic
 from ptacl.data.participant import PREPARATION, store_fields
 from ptacl.data.table import REPORT_COLUMNS
 
@@ -108,7 +108,7 @@ def check_shard(
     for name, wanted in entry["files"].items():
         path = folder / name
         source = f"{folder.parent.name}/{folder.name}/{name}"
-        if not path.is_file():
+        if not is_file(path):
             raise BadInput(source, "is missing", mend)
         if path.stat().st_size != wanted["bytes"]:
             raise BadInput(source, f"has {path.stat().st_size} bytes, not {wanted['bytes']}", mend)
@@ -197,7 +197,7 @@ def is_store(
     folder: str | Path,  # any folder
 ) -> bool:  # whether it holds a store rather than a cohort
     "Whether a folder is a prepared store."
-    return (Path(folder) / "store.json").is_file()
+    return is_file(Path(folder) / "store.json")
 
 
 # %% ../../nbs/data/68_store_files.ipynb #ad28e025
@@ -209,7 +209,7 @@ def load_manifest(
     again = (
         "Run prepare.ipynb with this folder as `out`: it makes a new manifest from the shards that are whole"
     )
-    if not path.is_file():
+    if not is_file(path):
         if (folder / "shards").is_dir() or any(folder.glob("parts-*")):
             raise BadInput(
                 folder,

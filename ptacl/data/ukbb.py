@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_folder
 from ptacl.base.numbers import file_number
 from ptacl.data.cine import Cine
 from ptacl.data.cine_dicom import cine_from_images
@@ -216,7 +216,7 @@ def pair_ukbb(
     if isinstance(source, (str, Path)):
         root = Path(source)
         name = str(source)
-        if not root.is_dir():
+        if not is_folder(root):
             raise BadInput(root, "no such folder", "Give the folder with the downloaded files.")
         files = [str(f.relative_to(root).as_posix()) for f in root.rglob("*_*_*_*.*")]
     else:

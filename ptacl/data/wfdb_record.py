@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ptacl.base.core import BadInput, is_file
+from ptacl.base.core import BadInput, is_file, is_folder
 from ptacl.base.numbers import file_integer, file_number
 from ptacl.data.ecg import ECG, ecg_from_channels, lead_name, lead_rows, mv_per_unit, quoted
 
@@ -398,7 +398,7 @@ def _header_of(path: Path) -> Path:
     for hea in (Path(f"{path}.hea"), path.with_suffix(".hea") if path.name else path):
         if is_file(hea):
             return hea
-    if path.is_dir():
+    if is_folder(path):
         raise BadInput(
             path,
             "is a folder, not a recording",

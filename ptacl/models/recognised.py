@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptacl.base.core import BadInput, load_extensions
+from ptacl.base.core import BadInput, is_file, is_folder, load_extensions
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.foundation import ecgfm_encoder, ecgfounder_encoder
 from ptacl.models.published import encoder_from_weights, timm_weights, vitmae_encoder
@@ -40,7 +40,7 @@ def read_state_dict(
 ) -> dict[str, Tensor]:  # name -> values, on the CPU; what is no tensor is left out
     "Weights of a file, without running anything that it holds."
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise BadInput(path, "no such file", "Give the path of the file with the weights")
     try:
         if path.suffix == ".safetensors":
@@ -102,7 +102,7 @@ def _read_mmcl(weights: Mapping[str, Tensor], source: Path) -> ECGEncoder:
 
 def _read_ptacl(weights: Mapping[str, Tensor], source: Path) -> ECGEncoder:
     "PTACL's encoder, whose folder also holds the sizes that no weight tells."
-    folder = source if source.is_dir() else source.parent
+    folder = source if is_folder(source) else source.parent
     if not (folder / "config.json").is_file():
         raise BadInput(
             source,
@@ -183,7 +183,7 @@ def recognise(
 # %% ../../nbs/models/92_recognised.ipynb #de1ea8e4
 def _weights_file(source: Path) -> Path:
     "The one file of weights that is meant."
-    if not source.is_dir():
+    if not is_folder(source):
         return source
     found = [p for p in sorted(source.iterdir()) if p.suffix in (".safetensors", ".pth", ".pt", ".ckpt")]
     if len(found) != 1:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ptacl.base.core import BadInput, samples_dir, write_atomic
+from ptacl.base.core import BadInput, is_file, is_folder, samples_dir, write_atomic
 
 
 # %% ../../nbs/models/05_weights.ipynb #907bd715
@@ -60,7 +60,7 @@ def model_folder(
     source: str | Path,  # a folder, owner/name on the hub, or "sample" for the encoder of the repository
 ) -> Path:  # a folder on this machine
     "The folder of a model, downloaded if need be."
-    if Path(source).is_dir():
+    if is_folder(source):
         return Path(source)
     if str(source) == "sample":
         return samples_dir() / "encoder"
@@ -173,7 +173,7 @@ def is_published(
     source: str | Path,  # a file, a folder, or owner/name on the hub
 ) -> bool:  # False = a folder in our own form, or one whose trouble is told when it is read
     "Whether weights are in the form of other authors."
-    if Path(source).is_file():
+    if is_file(source):
         return True
     folder = model_folder(source)
     if not (folder / "config.json").is_file():

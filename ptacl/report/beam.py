@@ -105,14 +105,17 @@ class _Search:
                 self.done[b].append(Text(words, self.beam.score(value, length), False))
             elif len(live) < K:
                 live.append((value, b * K + k, word))
-        # a beginning can never get better than its sum over the longest length
-        can_win = live and (
-            not self.done[b]
-            or self.beam.score(live[0][0], self.beam.longest) > max(t.score for t in self.done[b])
-        )
-        if not can_win or len(self.done[b]) >= 2 * K:
-            self.is_over[b] = True
+        self.is_over[b] = not (live and self._can_win(b, live[0][0], length))
         return live
+
+    def _can_win(self, b: int, log_p: float, length: int) -> bool:
+        "Whether the best beginning may still become the best text."
+        if not self.done[b]:
+            return True
+        best = max(t.score for t in self.done[b])
+        if len(self.done[b]) >= 2 * self.beam.width:  # enough have ended: it has to be ahead as it stands
+            return self.beam.score(log_p, length) > best
+        return self.beam.score(log_p, self.beam.longest) > best  # it can never get better than this
 
     def best(self, b: int) -> Text:
         "The best text of one participant."

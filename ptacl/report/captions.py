@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ptacl.base.core import BadInput, entry_of
+from ptacl.base.core import BadInput, entry_of, is_file
 from ptacl.data.table import split_of
 from ptacl.report.ecg_reports import read_ptbxl_reports
 from ptacl.report.report_table import ReportTable, inside, make_report_table
@@ -58,7 +58,7 @@ def _coco_studies(folder: Path, path: Path) -> list[dict]:
         key = str(image.get("id"))
         name = str(image.get("file_name") or "")
         of_year = path.stem.removeprefix("captions_")
-        places = [p for p in (f"{of_year}/{name}", f"images/{name}") if name and (folder / p).is_file()]
+        places = [p for p in (f"{of_year}/{name}", f"images/{name}") if name and is_file(folder / p)]
         texts = [c for c in captions[key] if c]
         studies.append(
             dict(

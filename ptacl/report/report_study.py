@@ -24,12 +24,11 @@ __all__ = [
 # %% ../../nbs/report/93_report_study.ipynb #618a5f1a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput, entry_of
+from ptacl.base.core import BadInput, entry_of, is_folder
 from ptacl.base.parameters import Parameters, check_rules, listed
 from ptacl.evaluation.significance import paired_difference
 from ptacl.report.beam import Beam
@@ -136,7 +135,7 @@ class ReportConfig(Parameters):
                 (self.least >= 1, "least", "Give 1 or more"),
                 (self.image_px >= 32 and self.image_px % 32 == 0, "image_px", "Give a multiple of 32"),
                 (self.images >= 1, "images", "Give 1 or more"),
-                (not self.data or Path(self.data).is_dir(), "data", "There is no such folder"),
+                (not self.data or is_folder(self.data), "data", "There is no such folder"),
             ],
         )
 

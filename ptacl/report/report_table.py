@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file
 
 # %% ../../nbs/report/70_report_table.ipynb #44f675a9
 # language -> words that tell it
@@ -149,7 +149,7 @@ def inside(
     if not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0]:
         raise BadInput(source, f"{study} names a file outside the folder", "Correct the name in the table")
     path = Path(folder).joinpath(*parts)
-    if not path.with_name(path.name + suffix).is_file():
+    if not is_file(path.with_name(path.name + suffix)):
         raise BadInput(
             source,
             f"{study} has no file {'/'.join(parts)}{suffix}",

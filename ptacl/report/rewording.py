@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_folder
 from ptacl.report.parser import parse_report
 
 
@@ -96,7 +96,7 @@ def causal_reworder(
 ) -> Callable[[str], str]:  # for `reword_reports`
     "A language model that rewords."
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise BadInput(folder, "no such folder", "Give the folder of a causal language model")
     try:
         transformers = import_module("transformers")

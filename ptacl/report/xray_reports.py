@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file, is_folder
 from ptacl.data.ecg_xml import parse_xml
 from ptacl.data.table import split_of
 from ptacl.report.report_table import ReportTable, make_report_table
@@ -63,7 +63,7 @@ def read_openi(
 ) -> ReportTable:  # one row a study
     "Read Open-I's reports."
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise BadInput(folder, "no such folder", "Give the folder with Open-I's XML and PNG files")
     images = {p.stem: p for p in sorted(folder.rglob("*.png"))}
     reports = sorted(folder.rglob("*.xml"))
@@ -123,11 +123,11 @@ def _mimic_studies(folder: Path, path: Path) -> Iterator[dict]:
     for (person, study), (split, images) in _mimic_images(path).items():
         place = folder / "files" / f"p{person[:2]}" / f"p{person}" / f"s{study}"
         report = place.with_suffix(".txt")
-        text = report.read_text(encoding="utf-8", errors="replace") if report.is_file() else ""
+        text = report.read_text(encoding="utf-8", errors="replace") if is_file(report) else ""
         files = []
         for image in images:
             there = [
-                place / f"{image}{s}" for s in (".jpg", ".png", ".dcm") if (place / f"{image}{s}").is_file()
+                place / f"{image}{s}" for s in (".jpg", ".png", ".dcm") if is_file(place / f"{image}{s}")
             ]
             if not there:
                 raise BadInput(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, is_file, write_atomic
 from ptacl.base.parameters import check_names
 from ptacl.training.distributed import TRAINING_FILE, this_process
 
@@ -36,7 +36,7 @@ def run_notebook(
 
     notebook = Path(notebook)
     out = Path(out)
-    if not notebook.is_file():
+    if not is_file(notebook):
         raise BadInput(
             notebook, "no such notebook", "Give the path of an experiment, such as nbs/train.ipynb"
         )
@@ -137,7 +137,7 @@ def _from_file(path: str) -> dict[str, object]:
     "Parameters of a YAML file."
     from papermill.iorw import read_yaml_file
 
-    if not Path(path).is_file():
+    if not is_file(path):
         raise BadInput(
             path, "no such file of parameters", "Take one of nbs/systems, or write lines of `name: value`"
         )
