@@ -17,18 +17,22 @@ __all__ = [
     "reference_texts",
     "score_row",
     "untrained_rows",
+    "learned_writer",
     "trained_row",
     "f1_differences",
 ]
 
 # %% ../../nbs/report/93_report_study.ipynb #618a5f1a
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput, entry_of, is_folder
+from ptacl.base.core import BadInput, entry_of, is_file, is_folder, write_atomic
 from ptacl.base.parameters import Parameters, check_rules, listed
 from ptacl.evaluation.significance import paired_difference
 from ptacl.report.beam import Beam
@@ -48,7 +52,7 @@ from ptacl.report.plan import REPORT_VIEWS, seen_report
 from ptacl.report.rows import ROWS, Library, report_from_estimates, written_row
 from ptacl.report.schema import Report
 from ptacl.report.text_metrics import text_scores
-from ptacl.report.writer import Writer
+from ptacl.report.writer import Writer, load_writer, save_writer
 from ptacl.report.writing import WrittenReport, found_probabilities, thresholds_of, write_reports
 
 
@@ -270,6 +274,41 @@ def untrained_rows(
     return rows
 
 
+# %% ../../nbs/report/93_report_study.ipynb #21156c90
+def _made_from(train: Cases, watched: Cases, settings: LearnSettings, sizes: Mapping[str, object]) -> dict:
+    "All that a writer comes from."
+    people = hashlib.sha256(repr((train.tokens.ids, train.truths, train.told, watched.tokens.ids)).encode())
+    return dict(
+        settings=asdict(settings),
+        sizes=dict(sizes),
+        encoders=train.tokens.made_by,
+        people=people.hexdigest()[:16],
+    )
+
+
+def learned_writer(
+    train: Cases,  # who is learned from
+    watched: Cases,  # whose loss is watched
+    settings: LearnSettings,  # how
+    sizes: Mapping[str, object],  # of `WriterSettings`
+    place: str | Path = "",  # folder that keeps it; "" = it is not kept
+) -> tuple[Writer, pd.DataFrame]:  # in evaluation mode; the log, one row a pass
+    "Teach a writer, or read the one that was taught so before."
+    if not place:
+        return fit_writer(train, watched, settings, sizes)
+    made_from = json.dumps(_made_from(train, watched, settings, sizes), sort_keys=True)
+    note = Path(place) / "made_from.json"
+    log_file = Path(place) / "learning.tsv"
+    if is_file(note) and note.read_text() == made_from:
+        return load_writer(place), pd.read_csv(log_file, sep="\t")
+    note.unlink(missing_ok=True)
+    writer, log = fit_writer(train, watched, settings, sizes)
+    save_writer(writer, place)
+    write_atomic(log_file, lambda tmp: log.to_csv(tmp, sep="\t", index=False))
+    write_atomic(note, lambda tmp: tmp.write_text(made_from))
+    return writer, log
+
+
 # %% ../../nbs/report/93_report_study.ipynb #8e7e3467
 def trained_row(
     name: str,  # key of `TRAINED_ROWS`
@@ -277,6 +316,7 @@ def trained_row(
     cfg: ReportConfig,  # how
     seed: int,  # of the writer
     refs: Sequence[Sequence[str]],  # reference texts
+    place: str | Path = "",  # folder that keeps the writer; "" = it is not kept
     # writer, log, view -> row, view -> reports
 ) -> tuple[Writer, pd.DataFrame, dict[str, ScoredRow], dict[str, list[WrittenReport]]]:
     "Train a writer, choose its thresholds on those who are watched, and score what it writes."
@@ -286,7 +326,7 @@ def trained_row(
     test = cases.split("test")
     if row.control == "shuffled reports":
         train = shuffled_reports(train, seed)
-    writer, log = fit_writer(train, watched, cfg.learning(seed), row.sizes)
+    writer, log = learned_writer(train, watched, cfg.learning(seed), row.sizes, place)
     beam = Beam(width=cfg.beam, longest=cfg.longest)
     scored = {}
     written = {}
