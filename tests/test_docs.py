@@ -168,7 +168,11 @@ def test_galleries_show_a_picture_for_each_lesson(site):
 def test_parameters_stand_in_their_groups(site):
     text = (site / "train.html").read_text(encoding="utf-8")
     assert re.search(r"<h2>Parameters<", text)
-    assert re.findall(r"<h3>([^<]+)<", text)[:3] == ["data", "preparation", "model"]
+    assert re.findall(r"<h3>([^<]+)<", text)[:3] == [
+        "often changed",
+        "seldom changed: data",
+        "seldom changed: preparation",
+    ]
 
 
 def test_every_experiment_leads_to_an_executed_example(repo, site):

@@ -2,6 +2,7 @@
 cell.
 """
 
+import itertools
 from dataclasses import fields
 
 import nbformat
@@ -53,6 +54,20 @@ RECIPES = dict(
 )
 
 
+def parameter_lines(notebook) -> list[str]:
+    "The lines of a notebook's parameters cell."
+    cells = nbformat.read(notebook, 4).cells
+    return next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])).split("\n")
+
+
+def often_changed(notebook) -> list[str]:
+    "The parameters of the group that comes first, where there are many."
+    first, *rest = parameter_lines(notebook)
+    if first != "# --- often changed":
+        return []
+    return [line.split(":")[0] for line in itertools.takewhile(lambda line: not line.startswith("#"), rest)]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters_cell_equals_dataclass(repo, name):
     config = EXPERIMENTS[name]
@@ -60,7 +75,25 @@ def test_parameters_cell_equals_dataclass(repo, name):
     cell = {n: (p["inferred_type_name"], eval(p["default"]), p["help"]) for n, p in inspected.items()}
     meanings = field_meanings(config)
     assert cell == {f.name: (type(f.default).__name__, f.default, meanings[f.name]) for f in fields(config)}
-    assert list(cell) == [f.name for f in fields(config)]
+    often = often_changed(repo / "nbs" / f"{name}.ipynb")
+    assert list(cell) == often + [f.name for f in fields(config) if f.name not in often]
+    assert all(len(line) <= 100 for line in parameter_lines(repo / "nbs" / f"{name}.ipynb"))
+
+
+def test_what_people_change_comes_first(repo):
+    assert often_changed(repo / "nbs/train.ipynb")[:6] == [
+        "data",
+        "out",
+        "system",
+        "preset",
+        "n_train",
+        "epochs",
+    ]
+    assert [len(often_changed(repo / f"nbs/{n}.ipynb")) for n in ("train", "pretrain", "prepare")] == [
+        14,
+        11,
+        5,
+    ]
 
 
 def test_recipes_are_valid(repo):

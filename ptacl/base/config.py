@@ -48,7 +48,7 @@ class Preparation(Parameters):
     view: str = "sax"  # which cines: sax, lax_2ch, lax_3ch or lax_4ch
     fs: float = 500.0  # sampling rate the ECG is brought to, Hz
     mains_hz: float = 50.0  # mains frequency removed from the ECG, Hz
-    window_s: float = 5.0  # ECG window: random in training, the first in evaluation (a store keeps two), s
+    window_s: float = 5.0  # ECG window: random in training, the first in evaluation, s (a store has 2)
     n_frames: int = 25  # frames a cine is resampled to, evenly over the cycle
     pixel_mm: float = 2.5  # in-plane pixel size a cine is resampled to, mm
     crop_px: int = 64  # side of the square crop around the heart, pixels
@@ -135,9 +135,9 @@ class DataConfig(Parameters):
     "Where recordings come from and results go."
 
     # --- data
-    data: str = ""  # cohort folder with participants.tsv, store of prepare.ipynb, or empty for data_samples
+    data: str = ""  # cohort folder, store of prepare.ipynb, or empty for data_samples
     out: str = ""  # run folder, resumed if unfinished, or empty for one below _runs (or $PTACL_RUNS)
-    extensions: str = ""  # modules or .py files that register systems, readers and more, separated by commas
+    extensions: str = ""  # modules or .py files that register systems, readers and more, with commas
 
 
 # %% ../../nbs/base/10_config.ipynb #331ea322
@@ -147,28 +147,28 @@ class TaskConfig(Preparation, DataConfig):
 
     data: str = ""  # cohort folder or store, data_samples, or empty for participants that are simulated
     # --- model
-    system: str = "ptacl"  # a name of nbs/systems, such as ptacl, mmcl, dual_phase, supervised or random
+    system: str = "ptacl"  # a name of nbs/systems: ptacl, mmcl, dual_phase, supervised, random and more
     preset: str = "tiny"  # encoder sizes: tiny, small or paper
     ecg_encoder: str = ""  # kind of ECG encoder: conv or vit, or empty for the preset's (paper has vit)
     embed_dim: int = 128  # width of the shared embedding
-    linear_heads: bool = False  # one linear map to the shared embedding instead of two with GELU between
+    linear_heads: bool = False  # one linear map to the shared embedding instead of two with GELU
     ecg_init: str = ""  # pre-training run or saved encoder that the ECG encoder starts from, or empty
-    cmr_init: str = ""  # run that the CMR encoders start from: of cines, a supervised CMR side, or a system's
-    freeze_cmr: bool = False  # keep the CMR encoders of cmr_init as they are: their heads learn, they do not
+    cmr_init: str = ""  # run that the CMR encoders start from: cines, supervised CMR side or system
+    freeze_cmr: bool = False  # keep the CMR encoders of cmr_init as they are: only their heads learn
     # --- objective
     local_weight: float = 0.3  # share of the local loss: (1 - w) * global + w * local, 0 is global only
     temperature: float = 0.15  # starting temperature, divides the cosine similarity
     phase_bins: int = 10  # bins of the cardiac cycle in the local loss
-    phase_concentration: float = 20.0  # von Mises concentration of the kernel that pools tokens into bins
-    target_concentration: float = 0.0  # von Mises concentration of soft targets over bins, 0 is hard targets
+    phase_concentration: float = 20.0  # von Mises concentration of the kernel that pools into bins
+    target_concentration: float = 0.0  # von Mises concentration of soft targets, 0 is hard targets
     frame_roll: bool = True  # start each training cine at a random frame (frames and phases together)
     shift_px: int = 4  # largest random shift of a training cine, pixels, each way
     noise_mv: float = 0.02  # standard deviation of noise added to training ECGs, mV
     shuffle_phases: bool = False  # control: shuffle the phases within each participant
-    position_only: bool = False  # control: the local loss sees positions of tokens, not their content (ptacl)
+    position_only: bool = False  # control: the local loss sees positions of tokens, not content (ptacl)
     fixed_temperature: bool = False  # keep the temperature as it is instead of learning it
-    alike: int = 0  # others of a batch that count as alike, by the nearest CMR embeddings (mmcl), 0 is none
-    alike_are: str = "removed"  # what becomes of them: removed from the negatives, or attracted as positives
+    alike: int = 0  # others of a batch that count as alike, by nearest CMR embeddings (mmcl), 0 is none
+    alike_are: str = "removed"  # what becomes of them: removed from negatives, or attracted
     targets: str = ""  # phenotype columns that a supervised system learns, separated by commas
 
     @property
@@ -183,15 +183,15 @@ class TrainConfig(TaskConfig):
     "Every setting of one training run."
 
     # --- more augmentation of training pairs, off
-    ecg_scale: float = 0.0  # largest change of the logarithm of an ECG's gain, 0.2 is 0.82 to 1.22 times
+    ecg_scale: float = 0.0  # largest change of the log of an ECG's gain, 0.2 is 0.82 to 1.22 times
     ecg_phase_noise: float = 0.0  # Fourier surrogates of the ECG: largest turn over 180 degrees, 0 to 1
     lead_dropout: float = 0.0  # probability that a lead is lost
     mains_mv: float = 0.0  # standard deviation of the mains hum that an electrode picks up, mV
     turn_deg: float = 0.0  # largest rotation of a cine, degrees, each way
     zoom: float = 0.0  # largest change of the logarithm of a cine's size, 0.1 is 0.905 to 1.105 times
-    intensity: float = 0.0  # largest change of contrast (0.2 is 0.8 to 1.2 times), brightness by half of it
-    ecg_transform: str = ""  # own transform of training ECGs, by the name that extensions register it by
-    cine_transform: str = ""  # own transform of training cines, by the name that extensions register it by
+    intensity: float = 0.0  # largest change of contrast (0.2 is 0.8 to 1.2 times), brightness by half
+    ecg_transform: str = ""  # own transform of training ECGs, by the name that extensions register
+    cine_transform: str = ""  # own transform of training cines, by the name that extensions register
     # --- optimisation
     n_train: int = 0  # training pairs that are learned from, always the same for a number, 0 is all
     epochs: int = 13  # passes over the training pairs
@@ -201,12 +201,12 @@ class TrainConfig(TaskConfig):
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm
     dropout: float = 0.0  # dropout in the transformer blocks
-    average_pairs: int = 0  # horizon of a running mean of the weights, evaluated and kept, pairs, 0 is none
+    average_pairs: int = 0  # horizon of a running mean of weights, evaluated and kept, pairs, 0 is none
     ecg_keep: float = 1.0  # share of the ECG patches, drawn anew, that a training step looks at
     cine_keep: float = 0.5  # share of the frames of a cine, drawn anew, that a training step looks at
-    layer_decay: float = 1.0  # factor on the learning rate from a layer to the one below, 1 is the same rate
+    layer_decay: float = 1.0  # factor on the learning rate from a layer to the one below, 1 is the same
     micro_batch: int = 0  # pairs embedded at a time to save memory (the loss sees the batch), 0 is all
-    keep_best: str = ""  # metric of val that chooses the weights, as val_loss_global, or empty for the last
+    keep_best: str = ""  # metric of val that chooses the weights, as val_loss_global, or empty
     patience: int = 0  # evaluations without a better keep_best after which training stops, 0 is never
     # --- run
     seed: int = 0  # of initialisation, batches, windows and rolls
@@ -214,7 +214,7 @@ class TrainConfig(TaskConfig):
     precision: str = "bf16-mixed"  # bf16-mixed, 16-mixed (fp16 with loss scaling) or 32-true
     devices: int = 1  # processes on this machine, one a GPU, started by torchrun (ptacl.studies.launch)
     nodes: int = 1  # machines
-    compile: bool = False  # compile the transformer blocks, which takes a minute and then may run faster
+    compile: bool = False  # compile the transformer blocks: takes a minute, then may run faster
     checkpoint_blocks: bool = False  # compute the blocks again in the backward pass, which saves memory
     workers: int = 2  # processes that read and prepare the cohort
     log_every: int = 1  # steps between two lines of the log
@@ -222,7 +222,7 @@ class TrainConfig(TaskConfig):
     checkpoint_every: int = 50  # steps between two checkpoints (the last step always has one)
     log_to: str = ""  # log sinks beside log.csv, separated by commas, such as tensorboard
     n_boot: int = 1000  # bootstrap draws of the intervals
-    phenotypes: str = ""  # columns of the tasks, separated by commas, or empty for all numbers with a unit
+    phenotypes: str = ""  # columns of the tasks, with commas, or empty for all numbers with a unit
 
     def __post_init__(self) -> None:  # raises BadInput
         super().__post_init__()

@@ -39,11 +39,11 @@ class PrepareConfig(Preparation, DataConfig):
     "Every setting of one preparation."
 
     data: str = ""  # cohort folder, folder of UK Biobank bulk files, or empty for data_samples
-    out: str = ""  # folder of the store, completed if there, or empty for one below _runs (or $PTACL_RUNS)
+    out: str = ""  # folder of the store, completed if there, or empty: one below _runs (or $PTACL_RUNS)
     # --- UK Biobank
     instance: int = 2  # UK Biobank only: visit, 2 is the first imaging, 3 the repeat
-    phenotypes: str = ""  # UK Biobank only: table of phenotypes (CSV, TSV or Parquet), or empty for none
-    columns: str = ""  # UK Biobank only: more columns of that table, fields or headers separated by commas
+    phenotypes: str = ""  # UK Biobank only: table of phenotypes (CSV, TSV or Parquet), or empty
+    columns: str = ""  # UK Biobank only: more columns of that table, fields or headers, with commas
     shares: str = ""  # of train, val, test; empty is 0.7 0.1 0.2 for UK Biobank, 0.8 0 0.2 for a cohort
     # --- run
     workers: int = 2  # processes that read and prepare

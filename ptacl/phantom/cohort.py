@@ -373,7 +373,7 @@ class CohortConfig(Parameters):
     n: int = 16  # participants
     n_val: int = 0  # of them for validation
     n_test: int = 0  # of them for the test, 0 and no n_val is a fifth, by name
-    follow_up_y: float = 0.0  # years of follow-up for events after the visit, 0 is none, 10 as UK Biobank
+    follow_up_y: float = 0.0  # years of follow-up for events after the visit, 0 is none, 10 is usual
     seed: int = 1  # seed of the cohort, with a participant's number it fixes everything about it
     workers: int = 2  # processes
     # --- recordings
@@ -381,7 +381,7 @@ class CohortConfig(Parameters):
     slices: int = 1  # short-axis slices, 1 is the middle one, 10 cover the heart
     size: int = 96  # rows and columns of the image
     noise: float = 1.0  # of both recordings, 0 is none, 1 is usual
-    fault_rate: float = 0.0  # share of the ECGs with a fault (flat, off, swapped, noisy or saturated leads)
+    fault_rate: float = 0.0  # share of ECGs with a fault (flat, off, swapped, noisy or saturated leads)
     masks: bool = False  # also write label volumes: 1 LV cavity, 2 myocardium, 3 RV cavity
     # --- share of the participants with a condition
     lbbb: float = 0.01  # left bundle branch block

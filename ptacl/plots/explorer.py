@@ -67,9 +67,9 @@ class ExploreConfig(Parameters):
     data: str = ""  # cohort folder or store, or empty for what the run was trained on
     part: str = "test"  # whose participants are shown: test (held out) or train
     participant: str = ""  # participant shown first, or empty for the first of the part
-    phenotypes: str = ""  # columns that are shown, separated by commas, or empty for the six of most interest
+    phenotypes: str = ""  # columns that are shown, with commas, or empty for the six of most interest
     k: int = 5  # how many others are found
-    extensions: str = ""  # modules or .py files that register systems, readers and more, separated by commas
+    extensions: str = ""  # modules or .py files that register systems, readers and more, with commas
 
     def __post_init__(self) -> None:  # raises BadInput
         if self.part not in ("test", "train"):

@@ -90,7 +90,7 @@ class ReportConfig(Parameters):
     # --- data
     data: str = ""  # store that was simulated, or empty for 400 people who are simulated
     kind: str = "simulated"  # what data is: simulated, or other people's: ptbxl, openi, mimic or coco
-    encoder: str = ""  # run folder, two with a comma (ECG, CMR), weights of image_net, or empty: untrained
+    encoder: str = ""  # run folder, two with a comma (ECG, CMR), weights of image_net, or empty
     out: str = ""  # folder for tokens, writers and tables, or empty for one below _runs
     frame_step: int = 5  # places of the cine are kept of every so many frames
     # --- writers

@@ -71,23 +71,23 @@ class CompareConfig(Parameters):
 
     data: str = ""  # cohort folder or store, or empty for data_samples
     transfer: str = ""  # cohort folder or store of another centre, tested on only, or empty for none
-    out: str = ""  # folder, continued if it is there, or empty for comparison below _runs (or $PTACL_RUNS)
-    methods: str = "demographics,random,global_only,ptacl"  # rows, separated by commas, or empty for all
+    out: str = ""  # folder, continued if there, or empty for comparison below _runs (or $PTACL_RUNS)
+    methods: str = "demographics,random,global_only,ptacl"  # rows, with commas, or empty for all
     seeds: str = "0"  # seeds of the main rows
     other_seeds: str = "0"  # seeds of the other rows
     recipe: str = "epochs 2, batch_size 16"  # settings of train.ipynb that all rows share
-    pretrain_recipe: str = "epochs 40, batch_size 32"  # those of pretrain.ipynb, for rows that start there
+    pretrain_recipe: str = "epochs 40, batch_size 32"  # those of pretrain.ipynb, for rows that need it
     cmr_recipe: str = ""  # settings of CMR sides that are trained before, other than the recipe
-    scale: float = 1.0  # share of all numbers of training pairs that is taken, 0.1 for a test of an hour
-    most_passes: int = 40  # passes that rows of fewer pairs make at most, to see as many pairs as the others
-    targets: str = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"  # phenotypes that supervised rows learn
+    scale: float = 1.0  # share of all numbers of training pairs, 0.1 for a test of an hour
+    most_passes: int = 40  # passes of rows of fewer pairs at most, to see as many pairs as the others
+    targets: str = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"  # what supervised rows learn
     phenotypes: str = "lvedv_ml,lvesv_ml,lvef,lvm_g"  # phenotypes that methods are scored on
     conditions: str = "lbbb,mi,lvh,af"  # columns of 0 and 1 that are scored, where the cohort has them
     outcomes: str = ""  # outcomes to score, names or columns time:event, with commas, or empty for none
     ceiling_n: int = 0  # phantom only: participants for the information ceiling, or 0 for none
     workers: int = 2  # processes that prepare
     n_boot: int = 1000  # bootstrap draws of the intervals
-    extensions: str = ""  # modules or .py files that register systems, readers and more, separated by commas
+    extensions: str = ""  # modules or .py files that register systems, readers and more, with commas
 
     def __post_init__(self) -> None:  # raises BadInput
         common_settings(self)

@@ -43,7 +43,7 @@ class ECGBenchmarkConfig(Parameters):
     n: int = 0  # records to draw by person for a first answer, or 0 for all
     n_boot: int = 1000  # bootstrap draws of the test records
     fractions: str = "0.01,0.1,1"  # shares of the training records with a label, or empty for none
-    disturbances: str = "noise,chest_lost,low_rate"  # what disturbs the test records, or empty for nothing
+    disturbances: str = "noise,chest_lost,low_rate"  # what disturbs the test records, or empty
     epochs: int = 5  # passes of fine-tuning
     cache: str = ""  # folder that keeps embeddings, or empty for none
     out: str = ""  # folder for the tables, or empty for none

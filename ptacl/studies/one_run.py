@@ -39,18 +39,18 @@ from ptacl.use.command import find_ecgs
 class EvaluateConfig(Parameters):
     "Every setting of one evaluation."
 
-    run: str = ""  # run folder, or empty for an untrained model on the samples, which shows what chance is
+    run: str = ""  # run folder, or empty for an untrained model on the samples: what chance is
     data: str = ""  # cohort folder or store, or empty for what the run was trained on
     out: str = ""  # folder for the tables, or empty for none
-    phenotypes: str = ""  # columns to predict, separated by commas, or empty for all numbers with a unit
-    conditions: str = ""  # columns of 0 and 1 to predict, separated by commas, or empty for all there are
+    phenotypes: str = ""  # columns to predict, with commas, or empty for all numbers with a unit
+    conditions: str = ""  # columns of 0 and 1 to predict, with commas, or empty for all there are
     outcomes: str = ""  # outcomes to score, names or columns time:event, with commas, or empty for none
     base: str = "age,sex,bmi,heart_rate_ecg_bpm"  # columns of the model that outcomes gain over
     horizon_y: float = 5.0  # years, of the AUC, calibration and reclassification of outcomes
     recordings: str = ""  # folder of other people's ECGs to embed beside, or empty for none
     k: int = 5  # how many others an ECG finds
     n_boot: int = 1000  # bootstrap draws of the intervals
-    extensions: str = ""  # modules or .py files that register systems, readers and more, separated by commas
+    extensions: str = ""  # modules or .py files that register systems, readers and more, with commas
 
     def __post_init__(self) -> None:  # raises BadInput
         for name in ("k", "n_boot"):

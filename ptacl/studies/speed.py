@@ -395,13 +395,13 @@ class BenchmarkConfig(Parameters):
     steps: int = 2  # training steps that are timed
     n_frames: int = 25  # frames of a cine in the store
     crop_px: int = 64  # side of a cine in the store, pixels
-    presets: str = "tiny"  # sizes of systems whose steps are timed, separated by commas: tiny, small, paper
-    large_batch: int = 0  # pairs of a step compared in memory with its micro-batch of 64, or 0 for not at all
+    presets: str = "tiny"  # sizes of systems whose steps are timed, with commas: tiny, small, paper
+    large_batch: int = 0  # pairs of a step compared in memory with its micro-batch of 64, 0 is none
     ecgs: int = 64  # ECGs that an encoder embeds in one go; processes read from some hundred files on
-    used_presets: str = "tiny"  # sizes of encoders that embed files, separated by commas: tiny, small, paper
+    used_presets: str = "tiny"  # sizes of encoders that embed files, with commas: tiny, small, paper
     batch_size: int = 16  # pairs of the training steps
     accelerator: str = "cpu"  # where steps are timed: cpu or cuda
-    published_turns: int = 0  # steps of MMCL at its published sizes in each of three forms, or 0 for none
+    published_turns: int = 0  # steps of MMCL at its published sizes in each of three forms, 0 is none
     out: str = ""  # folder for the tables, or empty for none
 
     def __post_init__(self) -> None:  # raises BadInput

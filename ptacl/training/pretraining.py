@@ -59,11 +59,11 @@ class PretrainConfig(Preparation, DataConfig):
     mask_ratio: float = 0.75  # share of the patches (places of a frame) that is hidden
     tube_frames: int = 0  # cine only: successive frames that hide the same places, 0 is all
     normalise_targets: bool = False  # whether each patch is rebuilt with mean 0 and variance 1
-    correlation_weight: float = 0.0  # share w of the correlation: (1 - w) * MSE + w * (1 - r), MMCL has 0.1
+    correlation_weight: float = 0.0  # share w of correlation: (1 - w) * MSE + w * (1 - r), MMCL has 0.1
     # --- augmentation
     frame_roll: bool = True  # start each training cine at a random frame
     shift_px: int = 4  # largest random shift of a training cine, pixels, each way
-    ecg_scale: float = 0.0  # largest change of the logarithm of an ECG's gain, 0.2 is 0.82 to 1.22 times
+    ecg_scale: float = 0.0  # largest change of the log of an ECG's gain, 0.2 is 0.82 to 1.22 times
     # --- optimisation
     epochs: int = 60  # passes over the training recordings
     batch_size: int = 8  # recordings per step
@@ -71,7 +71,7 @@ class PretrainConfig(Preparation, DataConfig):
     weight_decay: float = 0.05  # AdamW weight decay, on matrices only
     warmup_share: float = 0.1  # share of all steps with rising learning rate
     clip_norm: float = 1.0  # largest gradient norm
-    average_pairs: int = 0  # horizon of a running mean of the weights, kept in the end, recordings, 0 is none
+    average_pairs: int = 0  # horizon of a running mean of weights, kept at the end, recordings, 0: none
     # --- run
     seed: int = 0  # of initialisation, batches, windows and masks
     accelerator: str = "auto"  # auto, cpu or cuda
