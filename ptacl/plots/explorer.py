@@ -69,6 +69,8 @@ class ExploreConfig(Parameters):
     participant: str = ""  # participant shown first, or empty for the first of the part
     phenotypes: str = ""  # columns that are shown, with commas, or empty for the six of most interest
     k: int = 5  # how many others are found
+    writer: str = ""  # folder of a writer of report.ipynb that reports on a participant, or empty
+    simulated_ok: bool = False  # let a writer of simulated people write about others
     extensions: str = ""  # modules or .py files that register systems, readers and more, with commas
 
     def __post_init__(self) -> None:  # raises BadInput

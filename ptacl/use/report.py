@@ -11,6 +11,7 @@ __all__ = [
     "RecordingReport",
     "write_report_of",
     "report",
+    "report_of_prepared",
 ]
 
 # %% ../../nbs/use/45_report.ipynb #4d403a91
@@ -23,11 +24,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ptacl.base.core import BadInput
-from ptacl.data.batches import Batch
+from ptacl.base.config import TrainConfig, same_preparation
+from ptacl.base.core import BadInput, is_file, is_folder
+from ptacl.data.batches import Batch, Pairs, evaluation_batches
 from ptacl.data.cine import Cine, read_cine
 from ptacl.data.ecg import ECG, STANDARD_LEADS
 from ptacl.data.many_ecgs import read_each
+from ptacl.data.phase import end_systole_frame
 from ptacl.data.prepared import ecg_windows, prepare_cine
 from ptacl.data.ukbb import read_ukbb_cine
 from ptacl.models.ecg_encoder import ECGEncoder
@@ -37,7 +40,7 @@ from ptacl.report.cases import Cases
 from ptacl.report.parser import parse_report, split_sentences
 from ptacl.report.plan import REPORT_VIEWS, plan_numbers
 from ptacl.report.schema import FINDINGS, report_of
-from ptacl.report.structured import Structured, read_structured
+from ptacl.report.structured import STRUCTURED, Structured, read_structured
 from ptacl.report.tokens import Tokens
 from ptacl.report.writer import CONDITIONS, Seen
 from ptacl.report.writer_maps import lay_out, live_seen, recording_maps, word_attention
@@ -107,7 +110,7 @@ def _refuse_patient(reporter: Reporter, source: str, simulated_ok: bool) -> None
 
 def _read_cine_of(path: Path) -> Cine:
     "From NIfTI or UK Biobank's DICOM."
-    is_dicom = path.is_dir() or path.suffix.lower() == ".zip"
+    is_dicom = is_folder(path) or path.suffix.lower() == ".zip"
     return read_ukbb_cine(path, "sax")[0] if is_dicom else read_cine(path)
 
 
@@ -340,3 +343,35 @@ def _beside(encoder: ECGEncoder) -> Path:
 
 
 ECGEncoder.report = report
+
+
+# %% ../../nbs/use/45_report.ipynb #e8efad03
+def report_of_prepared(
+    reporter: Reporter,  # from `load_reporter`
+    pairs: Pairs,  # participants, prepared
+    row: int,  # which, from 0
+    cfg: TrainConfig,  # how they were prepared
+    *,
+    maps: str = "gradient",  # `gradient`, `occlusion` (minutes), or `none`
+    simulated_ok: bool = False,  # True = write also about people who are not known to be simulated
+) -> RecordingReport:  # of this participant
+    "Write the report of one participant of a cohort."
+    for _, own in reporter.systems.values():
+        same_preparation(cfg, own, "the cohort", "the writer", another="prepare it again")
+    one = pairs.take([row])
+    about = one.table.iloc[0]
+    store = one.cine_PFHW.store
+    source = "phantom" if is_file(store.root / "recipe.json") else str(about.participant_id)
+    _refuse_patient(reporter, source, simulated_ok)
+    batch = next(evaluation_batches(one, cfg, "cpu"))
+    off = [n for n, ok in zip(STANDARD_LEADS, batch.lead_ok_BL[0].tolist(), strict=True) if not ok]
+    notes = (f"ECG: {', '.join(off)} off or missing, not looked at.",) if off else ()
+    measured = store.quality().set_index("participant_id").loc[about.participant_id]
+    es_frame = end_systole_frame(measured.es_ms, measured.rr_ms, cfg.n_frames)
+    read = ReadRecordings(dict(ecg=batch, cine=batch), notes, es_frame, float(measured.rr_ms))
+    told = {}
+    for name, kind in STRUCTURED.items():
+        columns = [c for c in kind.columns if c in about]
+        if columns:
+            told[name] = about[columns[0]]
+    return write_report_of(reporter, read, read_structured(told), maps=maps)
