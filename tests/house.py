@@ -15,7 +15,7 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -320,6 +320,13 @@ def no_star_import(nb: Notebook) -> Iterator[str]:
 
 def library_numbers(root: Path) -> dict[str, int]:
     "Module of each library notebook -> its number."
+    written = [(p, p.stat().st_mtime_ns) for p in sorted((root / "nbs").rglob("*.ipynb"))]
+    return _numbers_of(root, tuple(written))
+
+
+@cache  # asked for every notebook
+def _numbers_of(root: Path, written: tuple[tuple[Path, int], ...]) -> dict[str, int]:
+    "As they are now."
     return {nb.module: nb.number for nb in notebooks(root) if nb.kind == "library"}
 
 
@@ -381,7 +388,7 @@ def imports_declared(nb: Notebook) -> Iterator[str]:
     optional = plain(
         n for extra in requirements(nb.root, "extras") for n in requirements(nb.root, f"{extra}_requirements")
     )
-    distributions = packages_distributions()
+    distributions = installed()
     for c in nb.exports if nb.kind == "library" else nb.code:
         on_top = [m for n in c.tree.body if is_import(n) for m, _ in imports_of(n)]
         for module, _ in imports_of(c.tree):
@@ -391,6 +398,12 @@ def imports_declared(nb: Notebook) -> Iterator[str]:
             owners = plain(distributions.get(top, [top]))
             if not owners & (known if module in on_top else known | optional):
                 yield f"{c}: {top} is not among the requirements of settings.ini"
+
+
+@cache  # the environment does not change while the tests run
+def installed() -> dict[str, list[str]]:
+    "Module -> the distributions that bring it."
+    return packages_distributions()
 
 
 def requirements(root: Path, key: str) -> dict[str, str]:

@@ -101,7 +101,7 @@ SMALLEST = {
         ("events", "likelihood ratio", "minutes of CPU"),
     ),
     "report.ipynb": (
-        dict(rows="planned", epochs=1, beam=1, longest=20, n_boot=20),
+        dict(rows="planned", epochs=1, beam=1, longest=20, n_boot=20, maps=10),
         0,
         ("held out: ", "planned, seed 0: ", "the truth, by the held-out author", "tables and writers are in"),
     ),
