@@ -6,13 +6,14 @@
 __all__ = ["draw_kept", "seen_samples", "ECGEncoder", "TimeBlocks"]
 
 # %% ../../nbs/models/15_ecg_encoder.ipynb #c5455048
+import os
 from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, load_extensions
 from ptacl.data.augment import BatchGenerator, draw_rows
 from ptacl.models.layers import ecg_token_phase
 from ptacl.models.weights import Saved, described_architecture, is_published
@@ -140,6 +141,7 @@ class ECGEncoder(Saved, nn.Module):
             return super().from_pretrained(source)
         for module in ("encoders", "net1d", "wav2vec"):  # ours are known by name once they are imported
             import_module(f"ptacl.models.{module}")
+        load_extensions(os.environ.get("PTACL_EXTENSIONS", ""))  # and somebody's own
         if is_published(source):
             return import_module("ptacl.models.recognised").read_published(source)
         name = described_architecture(source, cls.part)
@@ -147,7 +149,8 @@ class ECGEncoder(Saved, nn.Module):
             raise BadInput(
                 source,
                 f"holds no ECG encoder of a known kind but {name}",
-                f"The known kinds are {', '.join(sorted(cls.kinds))}; one of your own is known once imported",
+                f"The known kinds are {', '.join(sorted(cls.kinds))}; one of your own is known once "
+                "it is imported, or its file named in $PTACL_EXTENSIONS",
             )
         return cls.kinds[name].from_pretrained(source)
 

@@ -41,7 +41,7 @@ from ptacl.evaluation.retrieval import ranks
 from ptacl.evaluation.similar import ALL, DISTANCE, NDCG, similar_by_participant
 from ptacl.studies.compared_outcomes import compared_outcomes, risk_columns
 from ptacl.studies.comparison import CompareConfig, compared_data, comparison_folder, stored_data
-from ptacl.studies.making import LEAST_FITTED, Made, make_cell
+from ptacl.studies.making import Made, fits_on_val, make_cell
 from ptacl.studies.methods import Cell
 from ptacl.training.run_folder import environment
 
@@ -238,7 +238,7 @@ def check_comparison(
     val = cohort.pairs("val")
     require_people(len(train), len(test), data)
     known = phenotype_columns(cohort)
-    fitted = val if len(val) >= LEAST_FITTED else train
+    fitted = val if fits_on_val(len(val), len(train)) else train
     scored_phenotypes(fitted, test, known, listed(cfg.phenotypes), least=3)
     compared_outcomes(cfg.outcomes, fitted, test)
     if cfg.transfer:

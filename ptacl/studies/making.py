@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "LEAST_FITTED",
+    "LEAST_WATCHED",
     "AT_ONCE",
+    "fits_on_val",
     "Parts",
     "parts_of",
     "encoded_ecgs",
@@ -54,7 +55,15 @@ from ptacl.training.pretraining import (
 from ptacl.training.watch import embed_pairs
 
 # %% ../../nbs/studies/42_making.ipynb #f6981b34
-LEAST_FITTED = 10  # people in the val part on whom probes are fitted
+LEAST_WATCHED = 10  # people in the val part who are watched
+
+
+def fits_on_val(
+    n_val: int,  # people in the val part
+    n_train: int,  # in the train part, also of rows that learn from fewer
+) -> bool:  # False = on the training people
+    "Whether probes are fitted on the val part."
+    return n_val >= 50 or n_val >= max(LEAST_WATCHED, n_train / 4)
 
 
 class Parts(NamedTuple):
@@ -84,14 +93,14 @@ def parts_of(
         return load_data(stored_data(cfg, train_cfg, which=which), train_cfg, progress=False)[1]
 
     pairs = loaded("data")
-    train = training_pairs(pairs.split("train"), train_cfg)
+    everybody = pairs.split("train")
+    train = training_pairs(everybody, train_cfg)
     test = pairs.split("test")
     val = pairs.split("val")
-    has_val = len(val) >= LEAST_FITTED
     return Parts(
         train=train,
-        val=val if has_val else test,
-        fitted=val if has_val else train,
+        val=val if len(val) >= LEAST_WATCHED else test,
+        fitted=val if fits_on_val(len(val), len(everybody)) else train,
         test=test,
         transfer=loaded("transfer") if cfg.transfer else None,
     )
@@ -183,7 +192,7 @@ def pretrained_ecg(
         val = pairs.split("val")
         seed_everything(settings.seed)
         model = masked_model_from_config(settings)
-        watched = val if len(val) >= LEAST_FITTED else pairs.split("test")
+        watched = val if len(val) >= LEAST_WATCHED else pairs.split("test")
         how = dict(checkpoint=folder / "last.ckpt", progress=progress)
         state = pretrain(settings, model, train, watched, **how)
         save_pretraining(model, settings, folder)
