@@ -53,4 +53,4 @@ def test_the_commands_of_the_page_run(repo, tmp_path):
     scores = pd.read_csv(tmp_path / "rows/scores.tsv", sep="\t")
     own = scores[(scores.title == "sigmoid loss") & (scores.metric == "median rank")]
     assert len(own) and (own.low <= own.value).all() and (own.value <= own.high).all()
-    assert {"PTACL", "Global loss only", "Supervised", "sigmoid loss"} <= set(scores.title)
+    assert {"PTACL", "Global loss only", "Supervised from scratch", "sigmoid loss"} <= set(scores.title)
