@@ -76,6 +76,8 @@ def ukbb(tmp_path_factory) -> Path:
             (24101, 2, 0): who.lvesv_ml,
             (24103, 2, 0): who.lvef,
             (24105, 2, 0): who.lvm_g,
+            (24106, 2, 0): who.rvedv_ml,
+            (24107, 2, 0): who.rvesv_ml,
             (53, 2, 0): visit.date().isoformat(),
             (131354, 0, 0): failure.date().isoformat() if failure else "",
             (40000, 0, 0): died.date().isoformat() if died else "",
