@@ -17,7 +17,7 @@ __all__ = [
 # %% ../../nbs/use/45_report.ipynb #4d403a91
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -358,7 +358,7 @@ def report_of_prepared(
     "Write the report of one participant of a cohort."
     for _, own in reporter.systems.values():
         same_preparation(cfg, own, "the cohort", "the writer", another="prepare it again")
-    one = pairs.take([row])
+    one = replace(pairs.take([row]), reads_cine=True)  # also where the run's system does not
     about = one.table.iloc[0]
     store = one.cine_PFHW.store
     source = "phantom" if is_file(store.root / "recipe.json") else str(about.participant_id)
