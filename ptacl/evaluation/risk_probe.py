@@ -8,6 +8,7 @@ __all__ = [
     "FEATURES",
     "BOTH",
     "RiskPart",
+    "male_column",
     "base_columns",
     "RiskProbe",
     "check_risk_probe",
@@ -48,6 +49,15 @@ class RiskPart:
         return RiskPart(self.outcome.take(keep), self.base[keep], as_rows(self.features_BD, "features")[keep])
 
 
+# %% ../../nbs/evaluation/58_risk_probe.ipynb #bbd96a56
+def male_column(
+    sex: pd.Series,  # M and F, or 1 and 0 as in UK Biobank's field 31
+) -> pd.Series:  # 1.0 and 0.0, NaN = not known
+    "Whether each participant is male, as a number."
+    words = sex.astype(str).str.strip().str.upper()
+    return words.map({"M": 1.0, "1": 1.0, "1.0": 1.0, "F": 0.0, "0": 0.0, "0.0": 0.0})
+
+
 # %% ../../nbs/evaluation/58_risk_probe.ipynb #3c33dc91
 def base_columns(
     table: pd.DataFrame,  # of participants
@@ -57,8 +67,7 @@ def base_columns(
     found = {}
     for name in listed(text):
         if name == "sex" and name in table:
-            words = table[name].astype(str).str.strip().str.upper()
-            found["is_male"] = words.map({"M": 1.0, "1": 1.0, "1.0": 1.0, "F": 0.0, "0": 0.0, "0.0": 0.0})
+            found["is_male"] = male_column(table[name])
         elif name == "bmi" and name not in table and {"height_cm", "weight_kg"} <= set(table):
             found[name] = (table.weight_kg / (table.height_cm / 100) ** 2).astype(float)
         elif name in table:

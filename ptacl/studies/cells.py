@@ -39,6 +39,7 @@ from ptacl.evaluation.metrics import METRICS
 from ptacl.evaluation.probe import fit_ridge, predict_phenotypes
 from ptacl.evaluation.retrieval import ranks
 from ptacl.evaluation.similar import ALL, DISTANCE, NDCG, similar_by_participant
+from ptacl.studies.classical import demographic_features
 from ptacl.studies.compared_outcomes import compared_outcomes, risk_columns
 from ptacl.studies.comparison import CompareConfig, compared_data, comparison_folder, stored_data
 from ptacl.studies.making import Made, fits_on_val, make_cell
@@ -248,6 +249,8 @@ def check_comparison(
         scored_phenotypes(fitted, other.table, phenotype_columns(other), names, least=3)
     for cell in cells:
         is_finished(cell, cfg)
+        if cell.features in ("body", "both"):
+            demographic_features(fitted, np.zeros(len(fitted)))
         if cell.features:
             continue
         row = TrainConfig.from_params(cell.params)

@@ -30,6 +30,7 @@ from ptacl.base.core import BadInput
 from ptacl.data.batches import Pairs
 from ptacl.data.beats import Beats, cut_beats, find_beats, find_ectopic
 from ptacl.data.ecg import ECG, STANDARD_LEADS
+from ptacl.evaluation.risk_probe import male_column
 
 # %% ../../nbs/studies/20_classical.ipynb #e4bf2dac
 _QUIET_S = 0.012
@@ -311,7 +312,7 @@ def ecg_feature_table(
 
 # %% ../../nbs/studies/20_classical.ipynb #4be20323
 def demographic_features(
-    table: pd.DataFrame,  # participants.tsv, any of sex (M or F), age, height_cm, weight_kg, bsa_m2
+    table: pd.DataFrame,  # participants.tsv, any of sex (M or F, 1 or 0), age, height_cm, weight_kg, bsa_m2
     heart_rate_bpm: Sequence[float],  # of the ECG, one a participant, bpm; not-a-number = unknown
 ) -> pd.DataFrame:  # is_male, age, height_cm, weight_kg, bsa_m2, those that there are, heart_rate_bpm
     "What is known of a participant without reading the ECG's waves."
@@ -323,7 +324,9 @@ def demographic_features(
         )
     out = pd.DataFrame(index=table.index)
     if "sex" in table:
-        out["is_male"] = table["sex"].map({"M": 1.0, "F": 0.0})
+        out["is_male"] = male_column(table["sex"])
+        if len(out) and out.is_male.isna().all():
+            raise BadInput("sex", "is neither M nor F in any participant", "Write M and F (or 1 and 0)")
     for name in ("age", "height_cm", "weight_kg", "bsa_m2"):
         if name in table:
             out[name] = pd.to_numeric(table[name], errors="coerce")

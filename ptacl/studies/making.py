@@ -66,6 +66,7 @@ def fits_on_val(
     return n_val >= 50 or n_val >= max(LEAST_WATCHED, n_train / 4)
 
 
+# %% ../../nbs/studies/42_making.ipynb #c9f4cd9e
 class Parts(NamedTuple):
     "The participants of a comparison."
 
@@ -315,6 +316,8 @@ def _feature_rows(pairs: Pairs, train: Pairs, features: str, cfg: TrainConfig, w
     if features == "summary":
         return strip_summary_table(pairs, lead_scaling(train), cfg.fs, cfg.window_s)
     ecg = ecg_feature_table(pairs, cfg.fs, cfg.window_s, workers)
+    if features == "ecg":
+        return ecg
     body = demographic_features(pairs.table, ecg.heart_rate_bpm)
     both = pd.concat([body.drop(columns="heart_rate_bpm"), ecg], axis=1)
-    return entry_of(dict(body=body, ecg=ecg, both=both), features, "features of a row")
+    return entry_of(dict(body=body, both=both), features, "features of a row")
