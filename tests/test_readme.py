@@ -85,4 +85,4 @@ def test_first_lines_run(repo, monkeypatch):
 def test_figures_are_of_the_main_job_and_the_comparison(repo):
     text = (repo / "README.md").read_text(encoding="utf-8")
     figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
-    assert figures == ["nbs/results/main_job/learned_seed0.png", "nbs/results/comparison/forest.png"]
+    assert figures == ["nbs/results/main_job/learned_seed0.png", "nbs/results/comparison_27951/forest.png"]
