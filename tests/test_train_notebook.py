@@ -20,8 +20,8 @@ from ptacl.base.config import TrainConfig, load_config
 from ptacl.data.cine import cine_from_array
 from ptacl.data.ecg import STANDARD_LEADS, einthoven_error_mv, standardise_ecg
 from ptacl.data.ecg_files import read_ecg
-from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
+from ptacl.use import ECGEncoder
 
 BATCH = TrainConfig().batch_size
 PASSES = 6  # of the main job here; all that it has with PTACL_SLOW=1
