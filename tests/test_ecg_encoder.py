@@ -12,9 +12,10 @@ from ptacl.base.config import TrainConfig
 from ptacl.base.core import BadInput, samples_dir, seed_everything
 from ptacl.data.batches import Batch, draw_batch, load_pairs
 from ptacl.data.cohort import read_cohort
-from ptacl.models.ecg_encoder import draw_kept
+from ptacl.models.ecg_encoder import ECGEncoder, draw_kept
 from ptacl.models.encoders import ECG_ENCODERS
 from ptacl.models.systems import build_system
+from ptacl.models.weights import save_weights
 from ptacl.training.checkpoint import fit_input_scaling
 from ptacl.training.pretraining import PretrainConfig, masked_model_from_config
 
@@ -203,3 +204,29 @@ def test_hidden_patches_are_learned_by_heart(kind, pairs):
         mse.append(loss.item())
     print(f"{kind}: mean square error {mse[0]:.2f} at first, {mse[-1]:.2f} in the end")
     assert mse[-1] < 0.5 * mse[0]
+
+
+OWN = """
+import torch
+from ptacl.models.ecg_encoder import ECGEncoder
+
+
+class OfAFile(ECGEncoder):
+    def __init__(self, n_samples, dim):
+        super().__init__(n_samples, dim)
+        self.settings = dict(n_samples=n_samples, dim=dim)
+        self.scale = torch.nn.Parameter(torch.ones(dim))
+"""
+
+
+def test_one_of_a_file_is_known_where_the_environment_names_it(tmp_path, monkeypatch):
+    "As commands read it, which take no parameter `extensions`."
+    (tmp_path / "of_a_file.py").write_text(OWN)
+    settings = dict(architectures=["OfAFile"], n_samples=500, dim=8)
+    save_weights(dict(scale=torch.full((8,), 2.0)), settings, tmp_path / "encoder")
+    monkeypatch.setenv("PTACL_EXTENSIONS", "")
+    with pytest.raises(BadInput, match="its file named in .PTACL_EXTENSIONS"):
+        ECGEncoder.from_pretrained(tmp_path / "encoder")
+    monkeypatch.setenv("PTACL_EXTENSIONS", str(tmp_path / "of_a_file.py"))
+    assert ECGEncoder.from_pretrained(tmp_path / "encoder").scale.tolist() == [2.0] * 8
+    ECGEncoder.kinds.pop("OfAFile")

@@ -1,10 +1,9 @@
-"""train.ipynb through papermill with its defaults, as the README's first command runs it (with fewer passes
-where PTACL_SLOW is not 1); then its model on real recordings.
+"""train.ipynb through papermill with its defaults, as the README's first command runs it; then its model on
+real recordings.
 """
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from ptacl.models.saved import embed_cines, embed_ecgs, from_pretrained
 from ptacl.use import ECGEncoder
 
 BATCH = TrainConfig().batch_size
-PASSES = 6  # of the main job here; all that it has with PTACL_SLOW=1
 
 
 @dataclass
@@ -61,10 +59,19 @@ class Trained:
 def trained(repo, tmp_path_factory) -> Trained:
     "The main job, from another folder, by the command line that users type."
     cwd = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-m", "papermill", repo / "nbs" / "train.ipynb", "out.ipynb", "-k", "python3"]
-    command += ["--no-progress-bar", "-p", "out", "run"]
-    if os.environ.get("PTACL_SLOW") != "1":
-        command += ["-p", "epochs", str(PASSES)]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        repo / "nbs" / "train.ipynb",
+        "out.ipynb",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "-p",
+        "out",
+        "run",
+    ]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return Trained(nbformat.read(cwd / "out.ipynb", 4), cwd / "run")
@@ -110,7 +117,7 @@ def test_run_folder_is_complete(trained):
         "findings.tsv",
         "learned.png",
     } <= {p.name for p in trained.folder.iterdir()}
-    assert load_config(trained.folder / "config.json").epochs in (PASSES, TrainConfig().epochs)
+    assert load_config(trained.folder / "config.json").epochs == TrainConfig().epochs
     assert json.loads((trained.folder / "environment.json").read_text())["torch"]
     metrics = json.loads((trained.folder / "metrics.json").read_text())
     assert metrics["gallery"] == metrics["test"] >= 400 and metrics["train"] >= 1500

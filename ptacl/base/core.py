@@ -34,6 +34,11 @@ import ptacl
 
 
 # %% ../../nbs/base/00_core.ipynb #e3208cb6
+def _shortened(text: str, most: int) -> str:
+    "A text without its middle, if it is too long to be read."
+    return text if len(text) <= most else f"{text[: most - 60]}...{text[-57:]}"
+
+
 class BadInput(ValueError):
     "Input that cannot be used: which one, what is wrong with it, and what to do."
 
@@ -46,7 +51,7 @@ class BadInput(ValueError):
         self.source = str(source)
         self.problem = problem
         self.remedy = remedy
-        super().__init__(f"{source}: {problem}. {remedy}")
+        super().__init__(f"{_shortened(self.source, 300)}: {_shortened(problem, 600)}. {remedy}")
 
     def __reduce__(self):  # survives the way back from a worker process
         return BadInput, (self.source, self.problem, self.remedy)

@@ -148,10 +148,10 @@ def stand_in_ptbxl(
 # %% ../../nbs/data/55_ptbxl.ipynb #f449b387
 def _csv(path: Path, index: str | int, columns: list[str]) -> pd.DataFrame:
     "A table that has these columns."
+    if not is_file(path):
+        raise BadInput(path, "no such file", "Give the folder of the set as it was unpacked")
     try:
         table = pd.read_csv(path, index_col=index)
-    except FileNotFoundError as e:
-        raise BadInput(path, "no such file", "Give the folder of the set as it was unpacked") from e
     except (ValueError, KeyError, UnicodeDecodeError) as e:
         raise BadInput(
             path, f"not a readable table ({str(e)[:60]})", "Take the file as it was published"

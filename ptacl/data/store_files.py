@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ptacl.base.core import BadInput, is_file, write_atomic
+from ptacl.base.core import BadInput, is_file, is_folder, write_atomic
 from ptacl.data.participant import PREPARATION, store_fields
 from ptacl.data.table import REPORT_COLUMNS
 
@@ -210,7 +210,7 @@ def load_manifest(
         "Run prepare.ipynb with this folder as `out`: it makes a new manifest from the shards that are whole"
     )
     if not is_file(path):
-        if (folder / "shards").is_dir() or any(folder.glob("parts-*")):
+        if is_folder(folder) and (is_folder(folder / "shards") or any(folder.glob("parts-*"))):
             raise BadInput(
                 folder,
                 "its preparation was not finished",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ptacl.base.core import BadInput, entry_of, is_file
+from ptacl.base.core import BadInput, entry_of, is_file, is_folder
 from ptacl.data.table import split_of
 from ptacl.report.ecg_reports import read_ptbxl_reports
 from ptacl.report.report_table import ReportTable, inside, make_report_table
@@ -81,6 +81,8 @@ def read_coco_captions(
 ) -> ReportTable:  # one row an image
     "Read captions in COCO's form."
     folder = Path(folder)
+    if not is_folder(folder):
+        raise BadInput(folder, "no such folder", "Give the folder that has COCO's annotations and images")
     files = sorted([*folder.glob("captions*.json"), *folder.glob("annotations/captions*.json")])
     if not files:
         raise BadInput(

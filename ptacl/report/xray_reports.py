@@ -156,6 +156,8 @@ def read_mimic_cxr(
 ) -> ReportTable:  # one row a study
     "Read MIMIC-CXR's reports."
     folder = Path(folder)
+    if not is_folder(folder):
+        raise BadInput(folder, "no such folder", "Give the folder of MIMIC-CXR as it is published")
     tables = [*folder.glob("mimic-cxr-*-split.csv"), *folder.glob("mimic-cxr-*-split.csv.gz")]
     if len(tables) != 1:
         raise BadInput(

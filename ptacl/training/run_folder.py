@@ -134,7 +134,11 @@ def open_run(
     if fabric.global_rank:
         return Run(fabric.broadcast(None), None)
     for folder in _folders(cfg, data, kind):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            problem = f"cannot be made ({type(e).__name__})"
+            raise BadInput(folder, problem, "Give another folder as `out`") from e
         # the same process may open it again, as "Run all" twice does
         lock = FileLock(folder / ".lock", is_singleton=True)
         try:

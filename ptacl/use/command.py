@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from ptacl.base.core import BadInput, write_atomic
+from ptacl.base.core import BadInput, is_file, is_folder, write_atomic
 from ptacl.data.ecg_files import recording_suffixes
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.use.arguments import embed_parser
@@ -85,7 +85,7 @@ def find_ecgs(
 ) -> dict[str, Path]:  # name -> file, in the order of the list, or sorted
     "The ECG files of a folder or a list."
     where = Path(where)
-    if where.is_dir():
+    if is_folder(where):
         suffixes = recording_suffixes()
         files = sorted(
             p
@@ -97,7 +97,7 @@ def find_ecgs(
             raise BadInput(where, f"holds no {kinds} file", "Give the folder in which the ECGs lie")
         return {p.relative_to(where).as_posix(): p for p in files}
     if where.suffix != ".txt":
-        if not any(p.is_file() for p in (where, Path(f"{where}.hea"), where.with_suffix(".hea"))):
+        if not any(is_file(p) for p in (where, Path(f"{where}.hea"), where.with_suffix(".hea"))):
             raise BadInput(where, "no such folder, list or recording", "Correct the path")
         return {where.name: where}
     try:

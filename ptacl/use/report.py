@@ -86,16 +86,20 @@ def read_recordings(
             raise made
         _refuse_patient(reporter, made.source, simulated_ok)
         batches["ecg"], ok_L = _ecg_batch(reporter, made)
-        off = [n for n, ok in zip(STANDARD_LEADS, ok_L, strict=True) if not ok]
-        if len(off) == len(STANDARD_LEADS):
-            raise BadInput(made.source, "every lead is off", "Give a recording with a signal")
-        if off:
-            notes.append(f"ECG: {', '.join(off)} off or missing, not looked at.")
+        notes += _notes_of_leads(ok_L, made.source)
     if cine is not None:
         made = cine if isinstance(cine, Cine) else _read_cine_of(Path(cine))
         _refuse_patient(reporter, made.source, simulated_ok)
         batches["cine"], more = _cine_batch(reporter, made)
     return ReadRecordings(batches, tuple(notes), **more)
+
+
+def _notes_of_leads(ok_L: Sequence[bool], source: str) -> list[str]:
+    "What a report says about leads that are off."
+    off = [n for n, ok in zip(STANDARD_LEADS, ok_L, strict=True) if not ok]
+    if len(off) == len(STANDARD_LEADS):
+        raise BadInput(source, "every lead is off", "Give a recording with a signal")
+    return [f"ECG: {', '.join(off)} off or missing, not looked at."] if off else []
 
 
 def _refuse_patient(reporter: Reporter, source: str, simulated_ok: bool) -> None:
@@ -137,9 +141,8 @@ def _cine_batch(reporter: Reporter, cine: Cine) -> tuple[Batch, dict[str, float]
     frames_BFHW, phase_BF = (torch.from_numpy(x)[None].float() for x in (made.cine_FHW, made.frame_phase_F))
     given = dict(cine_BFHW=frames_BFHW, frame_phase_BF=phase_BF, frame_time_BF=time_BF)
     batch = Batch(**dict.fromkeys(_BATCH_NEEDS, _NOTHING) | given)
-    is_measured = np.isfinite(made.es_ms)
-    es_frame = round(made.es_ms / made.rr_ms * cfg.n_frames) % cfg.n_frames if is_measured else 0
-    return batch, dict(es_frame=int(es_frame), rr_ms=made.rr_ms)
+    es_frame = end_systole_frame(made.es_ms, made.rr_ms, cfg.n_frames)
+    return batch, dict(es_frame=es_frame, rr_ms=made.rr_ms)
 
 
 # %% ../../nbs/use/45_report.ipynb #01f6dbe6
@@ -361,11 +364,10 @@ def report_of_prepared(
     one = replace(pairs.take([row]), reads_cine=True)  # also where the run's system does not
     about = one.table.iloc[0]
     store = one.cine_PFHW.store
-    source = "phantom" if is_file(store.root / "recipe.json") else str(about.participant_id)
+    source = "phantom" if is_file(store.root / "recipe.json") else "the cohort"
     _refuse_patient(reporter, source, simulated_ok)
     batch = next(evaluation_batches(one, cfg, "cpu"))
-    off = [n for n, ok in zip(STANDARD_LEADS, batch.lead_ok_BL[0].tolist(), strict=True) if not ok]
-    notes = (f"ECG: {', '.join(off)} off or missing, not looked at.",) if off else ()
+    notes = tuple(_notes_of_leads(batch.lead_ok_BL[0].tolist(), source))
     measured = store.quality().set_index("participant_id").loc[about.participant_id]
     es_frame = end_systole_frame(measured.es_ms, measured.rr_ms, cfg.n_frames)
     read = ReadRecordings(dict(ecg=batch, cine=batch), notes, es_frame, float(measured.rr_ms))

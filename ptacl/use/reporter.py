@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ptacl.base.config import TrainConfig
-from ptacl.base.core import BadInput
+from ptacl.base.core import BadInput, is_file
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.models.saved import from_pretrained, save_pretrained
 from ptacl.models.system import System
@@ -143,7 +143,7 @@ def load_reporter(
     "Read a reporter."
     folder = Path(folder)
     for part in (folder / "numbers", folder / "encoder"):
-        if not (part / "config.json").is_file():
+        if not is_file(part / "config.json"):
             remedy = "Give a folder that report.ipynb or save_reporter wrote"
             raise BadInput(folder, f"holds no writer with its {part.name}", remedy)
     about = read_settings(folder / "numbers" / "config.json")
