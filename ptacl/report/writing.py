@@ -29,7 +29,7 @@ from ptacl.report.numbers import NumberProbe, expected_f1_threshold
 from ptacl.report.parser import parse_report, split_sentences
 from ptacl.report.plan import REPORT_VIEWS, plan_numbers, seen_report
 from ptacl.report.rows import report_from_estimates
-from ptacl.report.schema import FINDINGS, TERRITORIES, Report, severity_word
+from ptacl.report.schema import FINDINGS, TERRITORIES, Finding, Report, severity_word
 from ptacl.report.writer import CONDITIONS, Writer, as_seen
 
 
@@ -76,45 +76,69 @@ def _is_wrong(sentence: str, name: str, given: Report, sex: str) -> bool:
     return bool(f.severity) and not any(w.endswith(f.severity) for w in words)
 
 
-def _judged_alone(sentence: str) -> list[str]:
-    "The measurement that a sentence without a number calls normal, increased and so on, and speaks of alone."
+def _judged(sentence: str) -> list[str]:
+    "The measurements that a sentence without a number calls normal, increased and so on."
     read = parse_report(sentence).report
-    said = read.mentioned
-    if len(said) != 1 or not FINDINGS[said[0]].is_measurement or not read[said[0]].severity:
-        return []
-    return list(said)
+    return [n for n in read.mentioned if FINDINGS[n].is_measurement and read[n].severity]
+
+
+def _conditions_said(sentence: str) -> list[Finding]:
+    "What a sentence says of conditions."
+    read = parse_report(sentence).report
+    return [read[n] for n in read.mentioned if not FINDINGS[n].is_measurement]
+
+
+def _opposes(sentence: str, planned: Report) -> bool:
+    "Whether a sentence states or denies a condition where the plan does not, or puts it elsewhere."
+    for f in _conditions_said(sentence):
+        plan = planned[f.name]
+        if "uncertain" in (f.presence, plan.presence):
+            continue
+        if f.presence != plan.presence or (f.location and plan.location not in ("", f.location)):
+            return True
+    return False
 
 
 def checked_text(
     text: str,  # with slots
-    given: Report,  # the numbers; a measurement without one is not known
+    given: Report,  # what was planned, with the numbers; a measurement without one is not known
     author: str,  # key of `AUTHORS`, whose numbers look so
     sex: str = "",  # "M" or "F"; "" = not known
+    is_planned: bool = True,  # whether the writer was told the conditions too, so that it has to follow them
 ) -> tuple[str, int]:  # with numbers, and how many sentences had to be replaced
-    "Check every sentence that has a slot, or a degree alone, and fill it."
+    "Check every sentence against the numbers and the plan, and fill its slots."
     n_mended = 0
     lines = []
     for line in text.split("\n"):
         sentences = []
         for sentence in split_sentences(line):
-            names = [n for n in FINDINGS if f"<{n}>" in sentence] or _judged_alone(sentence)
+            names = [n for n in FINDINGS if f"<{n}>" in sentence] or _judged(sentence)
             unknown = [n for n in names if given[n].value is None]
             filled = sentence if unknown else fill_slots(Draft(sentence, given, author))
-            if unknown or any(_is_wrong(filled, n, given, sex) for n in names):
+            is_wrong = bool(unknown) or any(_is_wrong(filled, n, given, sex) for n in names)
+            if is_wrong or (is_planned and _opposes(filled, given)):
                 n_mended += 1
-                filled = " ".join(_plain(n, given, author) for n in names)
-            sentences.append(filled)
+                conditions = _conditions_said(filled)
+                said = [given[f.name] if is_planned else f for f in conditions] + [given[n] for n in names]
+                filled = " ".join(filter(None, (_plain(f, given, author) for f in said)))
+            sentences += [filled] if filled else []
         lines.append(" ".join(sentences))
     return "\n".join(lines), n_mended
 
 
-def _plain(name: str, given: Report, author: str) -> str:
-    "A measurement without any word of degree."
-    title = FINDINGS[name].title
+_THERE_IS = {"present": "There is", "absent": "There is no", "uncertain": "There may be"}
+
+
+def _plain(f: Finding, given: Report, author: str) -> str:
+    "A condition or measurement without any word of degree; nothing of a condition that is not mentioned."
+    title = FINDINGS[f.name].title
+    if not FINDINGS[f.name].is_measurement:
+        where = f" of the {f.location} wall" if f.location and f.presence == "present" else ""
+        return f"{_THERE_IS[f.presence]} {title}{where}." if f.presence in _THERE_IS else ""
     title = title[:1].upper() + title[1:]
-    if given[name].value is None:
+    if f.value is None:
         return f"{title} could not be measured."
-    return fill_slots(Draft(f"{title} <{name}>.", given, author))
+    return fill_slots(Draft(f"{title} <{f.name}>.", given, author))
 
 
 # %% ../../nbs/report/91_writing.ipynb #aa017d18
@@ -193,9 +217,9 @@ def write_reports(
         plan_BK = torch.from_numpy(np.stack([plan_numbers(planned[i]) for i in rows]))
         texts = decode_texts(writer, writer.planned(memory, plan_BK), [authors[i] for i in rows], beam)
         for i, of in zip(rows, texts, strict=True):
-            text, n = checked_text(
-                writer.vocabulary.decode(of.words), planned[i], authors[i], cases.told[i].sex
-            )
+            words = writer.vocabulary.decode(of.words)
+            sex = cases.told[i].sex
+            text, n = checked_text(words, planned[i], authors[i], sex, writer.settings.is_planned)
             first = writer.vocabulary.encode("", authors[i])[:2]
             written.append(
                 WrittenReport(text, planned[i], found[i], authors[i], (*first, *of.words), of.is_cut, n)
