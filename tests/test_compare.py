@@ -10,6 +10,7 @@ import pytest
 from ptacl.phantom.simulated_store import SimulateConfig, simulate_store
 from ptacl.studies.comparison_tables import BY_TRAIN
 from ptacl.studies.launch import run_notebook
+from ptacl.studies.methods import METHODS
 
 MAIN = ("supervised", "mmcl", "dual_phase", "ptacl", "ptacl_frozen")  # that are trained, with two seeds
 SMALL = dict(
@@ -185,3 +186,6 @@ def test_figures_and_honesty(made):
     shown = [o for c in nb.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     text = " ".join(c.source for c in nb.cells)
     assert len(shown) >= 1 and "our reconstruction" in text and "never clinical evidence" in text
+    said = [o.get("data", {}).get("text/markdown", "") for c in nb.cells for o in c.get("outputs", [])]
+    ours = [s for s in said if s.startswith("PTACL less the other, with 95 % intervals")]
+    assert len(ours) == 1 and METHODS["supervised"].title in ours[0]

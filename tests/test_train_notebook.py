@@ -152,6 +152,7 @@ def test_default_run_learns(trained):
     assert r2.value >= 0.12 and gain.low > 0
     assert phase.value < 0.1
     assert "6 of 6 were learned" in trained.text
+    assert "Everything was shown: compare it with other methods" in trained.text
     log = pd.read_csv(trained.folder / "log.csv")
     train = log[log.loss_global.notna()]
     assert train.loss_global.tail(6).mean() < math.log(BATCH) - 0.3

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "OVERFITTED",
     "Evidence",
     "findings_table",
     "rank_finding",
@@ -50,6 +51,8 @@ class Evidence:
     better: str  # "lower" or "higher"
     unit: str  # of the numbers, empty = none
     more: str = ""  # what else there is to say, a whole sentence
+    word: str = "learned"  # what it is called where the interval leaves chance out
+    worse: str = "look for a mistake"  # what to think where it is worse than chance
 
     @property
     def verdict(self) -> str:  # learned, not shown or worse than chance
@@ -69,14 +72,13 @@ class Evidence:
         numbers = (
             f"**{_digits(self.value)}**{unit} (95 % interval {_digits(self.low)} to {_digits(self.high)}"
         )
-        told = dict(
-            learned="learned",
-            **{
-                "not shown": "**not shown to be learned**: the interval reaches chance",
-                "worse than chance": "**worse than chance**: look for a mistake",
-            },
-        )[self.verdict]
-        text = f"{self.question}: {numbers}; without learning {_digits(self.chance)}): {told}."
+        told = {
+            "learned": self.word,
+            "not shown": f"**not shown to be {self.word}**: the interval reaches chance",
+            "worse than chance": f"**worse than chance**: {self.worse}",
+        }[self.verdict]
+        none = "without learning" if self.word == "learned" else "chance"
+        text = f"{self.question}: {numbers}; {none} {_digits(self.chance)}): {told}."
         return f"{text} {self.more}".strip()
 
 
@@ -221,6 +223,10 @@ def mean_r2(
 
 
 # %% ../../nbs/evaluation/35_verdict.ipynb #e8210184
+# what an R2 below 0 means, which is not a mistake by itself
+OVERFITTED = "the probe does not carry over, as where it is fitted on too few people"
+
+
 def phenotype_findings(
     truth: pd.DataFrame,  # phenotypes of the held-out participants, each in its unit
     predicted: pd.DataFrame,  # predictions from the trained encoder, the same rows and columns
@@ -241,10 +247,9 @@ def phenotype_findings(
     ours = bootstrap_ci(both[0], mean_r2, **how)
     gain = bootstrap_ci(np.concatenate(both, axis=2), _gain, **how)
     share = _share_of(ours, ceiling)
+    of_mean = f"Mean R2 from the ECG alone ({names})"
     return [
-        Evidence(
-            f"Mean R2 from the ECG alone ({names})", "mean R2", *map(float, ours), 0.0, "higher", "", share
-        ),
+        Evidence(of_mean, "mean R2", *map(float, ours), 0.0, "higher", "", share, worse=OVERFITTED),
         Evidence(
             "The same less that of the untrained encoder",
             "above untrained",
@@ -279,7 +284,8 @@ def verdict_text(
     for f in findings:
         by_verdict.setdefault(f.verdict, []).append(f)
     n = len(by_verdict.get("learned", []))
-    first = f"**{n} of {len(findings)} were learned**, each by an interval that leaves chance out."
+    word = findings[0].word if findings else "learned"
+    first = f"**{n} of {len(findings)} were {word}**, each by an interval that leaves chance out."
     lines = [f"- {f.sentence}" for f in findings]
     return "\n".join([first, "", *lines])
 
