@@ -22,7 +22,7 @@ from ptacl.report.plan import REPORT_VIEWS
 from ptacl.report.schema import FINDINGS
 from ptacl.report.tokens import encoders_digest
 from ptacl.report.writer import CONDITIONS, Writer, WriterSettings
-from ptacl.report.writer_maps import SMOOTH, live_seen, recording_maps
+from ptacl.report.writer_maps import SMOOTH_ECG, live_seen, recording_maps
 from ptacl.use.report import SIMULATED_NOTICE, write_report_of
 from ptacl.use.reporter import LinearNumber, Reporter, load_reporter, save_reporter
 
@@ -101,7 +101,7 @@ def test_a_map_is_the_slope_of_a_logit_that_is_known():
     heat = recording_maps(systems, writer, dict(ecg=batch), torch.zeros(2, 10), 5, ["af"])["ecg"]["af"]
     expected = torch.zeros(2, 12, 2500)
     expected[:, LEAD, 100:200] = 2.0 * (batch.signal_BLT[:, LEAD, 100:200] - 0.25)
-    smooth = torch.stack([smooth_map(x, SMOOTH["ecg"]) for x in expected])
+    smooth = torch.stack([smooth_map(x, SMOOTH_ECG) for x in expected])
     np.testing.assert_allclose(heat, smooth.numpy(), atol=1e-4)
     one = {"ecg": type(batch)(*(x[:1] for x in batch))}
     taken = recording_maps(systems, writer, one, torch.zeros(1, 10), 5, ["af"], "occlusion")["ecg"]["af"][0]

@@ -32,7 +32,7 @@ from ptacl.report.cine_truth import TruthMaps, truth_maps
 from ptacl.report.map_scores import score_maps, without_axes
 from ptacl.report.structured import Structured
 from ptacl.report.writer import CONDITIONS, Writer
-from ptacl.report.writer_maps import Systems, recording_maps
+from ptacl.report.writer_maps import CINE_MAPS, Systems, cine_reference, recording_maps
 
 
 # %% ../../nbs/report/92_map_study.ipynb #d0adcc22
@@ -116,15 +116,16 @@ def maps_of_people(
 
 
 # %% ../../nbs/report/92_map_study.ipynb #36983eba
-def _input_sizes(people: MapPeople, systems: Systems) -> dict[str, np.ndarray]:
-    "Distance of each sample and pixel from nothing."
-    signal_BLT = people.batches["ecg"].signal_BLT
-    mean_L = systems["ecg"][0].ecg_mean_L[:, None]
-    cine_BFHW = people.batches["cine"].cine_BFHW
-    return dict(
-        ecg=(signal_BLT - mean_L).abs().numpy(),
-        cine=(cine_BFHW - systems["cine"][0].cine_mean).abs().numpy(),
-    )
+def _input_size(people: MapPeople, systems: Systems, q: MapQuestion) -> np.ndarray:
+    "Distance of each sample and pixel from the reference of a finding's map."
+    if q.modality == "ecg":
+        mean_L = systems["ecg"][0].ecg_mean_L[:, None]
+        return (people.batches["ecg"].signal_BLT - mean_L).abs().numpy()
+    batch = people.batches["cine"]
+    grey = float(systems["cine"][0].cine_mean)
+    is_seen_BF = ~batch.frame_phase_BF.isnan()
+    reference = cine_reference(batch.cine_BFHW, is_seen_BF, CINE_MAPS[q.finding][0], grey)
+    return (batch.cine_BFHW - reference).abs().numpy()
 
 
 def score_questions(
@@ -136,7 +137,6 @@ def score_questions(
     # question, then the columns of `score_maps`; questions with fewer than 3 people are left out
 ) -> pd.DataFrame:
     "Score every question."
-    sizes = _input_sizes(people, systems)
     tables = []
     for title, q in MAP_QUESTIONS.items():
         truths = [getattr(t, q.modality) for t in people.truths]
@@ -146,7 +146,7 @@ def score_questions(
         masks = [truths[k][q.finding] for k in rows]
         withins = [truths[k][q.within] | truths[k][q.finding] for k in rows] if q.within else None
         others = {name: m[q.modality][q.finding] for name, m in (controls or {}).items()}
-        others["size of the input"] = sizes[q.modality]
+        others["size of the input"] = _input_size(people, systems, q)
 
         def seen(
             of: np.ndarray, rows: list[int] = rows, masks: list = masks, q: MapQuestion = q

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = [
     "Systems",
-    "SMOOTH",
+    "SMOOTH_ECG",
+    "CINE_MAPS",
     "BLOCKS",
     "live_seen",
     "finding_values",
+    "cine_reference",
     "recording_maps",
     "finding_words",
     "Lit",
@@ -84,8 +86,36 @@ def finding_values(
     return value_B
 
 
+# %% ../../nbs/report/90_writer_maps.ipynb #520de4a0
+def cine_reference(
+    cine_BFHW: Tensor,  # cines of B participants
+    is_seen_BF: Tensor,  # whether the scan saw a frame, (B, F) bool
+    kind: str,  # `grey`, `still` or `before`
+    grey: float,  # mean grey of all cines
+) -> Tensor:  # what a cine is compared with, the shape of the cines
+    "A cine without what a finding is about."
+    if kind == "grey":
+        return torch.full_like(cine_BFHW, grey)
+    if kind not in ("still", "before"):
+        raise BadInput("reference", f"is {kind!r}", "Choose grey, still or before")
+    seen_BF11 = is_seen_BF[:, :, None, None]
+    if kind == "before":
+        both = seen_BF11 & seen_BF11.roll(1, 1)
+        return torch.where(both, cine_BFHW.roll(1, 1), cine_BFHW)
+    mean_B1HW = (cine_BFHW * seen_BF11).sum(1, keepdim=True) / seen_BF11.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(seen_BF11, mean_B1HW, cine_BFHW)
+
+
 # %% ../../nbs/report/90_writer_maps.ipynb #068bb4a0
-SMOOTH = dict(ecg=(1, 25), cine=(3, 5, 5))  # windows of the mean over gradient x input
+SMOOTH_ECG = (1, 25)  # window of the mean over a map, leads x samples
+# finding -> reference of its cine map, and window of the mean over it, frames x rows x columns
+CINE_MAPS: dict[str, tuple[str, tuple[int, int, int]]] = {
+    "lbbb": ("before", (3, 5, 5)),
+    "infarct": ("grey", (5, 9, 9)),
+    "lvh": ("still", (3, 5, 5)),
+    "dcm": ("grey", (3, 5, 5)),
+    "rvd": ("still", (3, 5, 5)),
+}
 BLOCKS = dict(ecg=(1, 50), cine=(5, 16, 16))  # what occlusion takes away at a time
 
 
@@ -118,11 +148,12 @@ def _value_of(
     return value
 
 
-def _map_of(value: Callable, x: Tensor, nothing: Tensor, modality: str, method: str) -> Tensor:
+def _map_of(value: Callable, x: Tensor, nothing: Tensor, about: tuple[str, str], method: str) -> Tensor:
     "One map of each of a batch."
+    modality, name = about
     if method == "gradient":
-        heat = gradient_map(value, x, nothing)
-        return torch.stack([smooth_map(h, SMOOTH[modality]) for h in heat])
+        width = SMOOTH_ECG if modality == "ecg" else CINE_MAPS[name][1]
+        return torch.stack([smooth_map(h, width) for h in gradient_map(value, x, nothing)])
     block = [min(b, n) for b, n in zip(BLOCKS[modality], x.shape[1:], strict=True)]
     return occlusion_map(value, x[0], block, nothing=nothing[0])[None]
 
@@ -144,7 +175,6 @@ def recording_maps(
     maps = {modality: {} for modality in batches}
     for modality in batches:
         system = systems[modality][0]
-        nothing = system.ecg_mean_L[None, :, None] if modality == "ecg" else system.cine_mean.view(1, 1, 1, 1)
         field = dict(ecg="signal_BLT", cine="cine_BFHW")[modality]
         for name in [n for n in names if modality in FINDINGS[n].seen_in]:
             parts = []
@@ -153,7 +183,12 @@ def recording_maps(
                 some = {k: Batch(*(t[rows] for t in b)) for k, b in batches.items()}
                 value = _value_of(systems, writer, some, told_BS[rows], frame_step, (modality, name))
                 x = getattr(some[modality], field)
-                parts.append(_map_of(value, x, nothing, modality, method))
+                if modality == "ecg":
+                    nothing = system.ecg_mean_L[None, :, None].expand_as(x)
+                else:
+                    is_seen_BF = ~some["cine"].frame_phase_BF.isnan()
+                    nothing = cine_reference(x, is_seen_BF, CINE_MAPS[name][0], float(system.cine_mean))
+                parts.append(_map_of(value, x, nothing, (modality, name), method))
             maps[modality][name] = torch.cat(parts).numpy().astype(np.float32)
     return maps
 
