@@ -65,11 +65,16 @@ class TrainedRow:
     sizes: Mapping[str, object]  # of `WriterSettings`
     views: tuple[str, ...] = ("both",)  # keys of `REPORT_VIEWS` that it is asked in
     control: str = ""  # "random weights" or "shuffled reports"; "" = none
+    is_main: bool = False  # False = trained on `other_seeds`
 
 
 TRAINED_ROWS: dict[str, TrainedRow] = {  # name -> a row that is trained
-    "planned": TrainedRow("transformer, planned", dict(decoder="transformer"), tuple(REPORT_VIEWS)),
-    "transformer": TrainedRow("transformer, without a plan", dict(decoder="transformer", is_planned=False)),
+    "planned": TrainedRow(
+        "transformer, planned", dict(decoder="transformer"), tuple(REPORT_VIEWS), is_main=True
+    ),
+    "transformer": TrainedRow(
+        "transformer, without a plan", dict(decoder="transformer", is_planned=False), is_main=True
+    ),
     "sat": TrainedRow("Show, Attend and Tell", dict(decoder="sat", is_planned=False)),
     "sat_planned": TrainedRow("Show, Attend and Tell, planned", dict(decoder="sat")),
     "random_weights": TrainedRow(
@@ -83,6 +88,11 @@ REPORT_KINDS = ("simulated", "ptbxl", "openi", "mimic", "coco")  # kinds of data
 
 
 # %% ../../nbs/report/93_report_study.ipynb #8dc69222
+def _are_numbers(text: str) -> bool:
+    "Whether what commas separate is whole numbers."
+    return all(s.isdigit() for s in listed(text))
+
+
 @dataclass(frozen=True)
 class ReportConfig(Parameters):
     "Every setting of the experiment."
@@ -96,6 +106,7 @@ class ReportConfig(Parameters):
     # --- writers
     rows: str = "planned,transformer,sat,random_weights,shuffled"  # trained rows, with commas, or empty
     seeds: str = "0"  # of the writers, separated by commas
+    other_seeds: str = ""  # of Show, Attend and Tell and the controls, or empty: as seeds
     epochs: int = 40  # passes over the training participants
     batch_size: int = 32  # participants of a step
     lr: float = 2e-3  # peak learning rate
@@ -122,11 +133,8 @@ class ReportConfig(Parameters):
                 (self.kind in REPORT_KINDS, "kind", f"Choose one of {', '.join(REPORT_KINDS)}"),
                 (learned, "data", "Give the folder of other people's reports"),
                 (not unknown, "rows", f"Choose of {', '.join(TRAINED_ROWS)}"),
-                (
-                    bool(listed(self.seeds)) and all(s.isdigit() for s in listed(self.seeds)),
-                    "seeds",
-                    "Give numbers",
-                ),
+                (bool(listed(self.seeds)) and _are_numbers(self.seeds), "seeds", "Give numbers"),
+                (_are_numbers(self.other_seeds), "other_seeds", "Give numbers"),
                 (self.frame_step >= 1, "frame_step", "Give 1 or more"),
                 (self.epochs >= 1, "epochs", "Give 1 or more"),
                 (self.batch_size >= 2, "batch_size", "Give 2 or more"),
@@ -142,6 +150,13 @@ class ReportConfig(Parameters):
                 (not self.data or is_folder(self.data), "data", "There is no such folder"),
             ],
         )
+
+    def cells(self) -> list[tuple[str, int]]:  # name and seed, by seed
+        "The writers that are trained."
+        main = [int(s) for s in listed(self.seeds)]
+        other = [int(s) for s in listed(self.other_seeds)] or main
+        wanted = [(s, r) for r in listed(self.rows) for s in (main if TRAINED_ROWS[r].is_main else other)]
+        return [(row, seed) for seed, row in sorted(wanted, key=lambda cell: cell[0])]
 
     def learning(
         self,
