@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "FOREIGN_TYPES",
     "page_of",
     "plain_text",
     "entry",
@@ -48,6 +49,23 @@ def plain_text(
 
 
 # %% ../../nbs/docs/20_pages.ipynb #7ad61596
+# type as it is written here -> where its own library describes it; the site itself loads nothing from there
+FOREIGN_TYPES = {
+    "np.ndarray": "numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+    "np.random.Generator": "numpy.org/doc/stable/reference/random/generator.html",
+    "ArrayLike": "numpy.org/doc/stable/reference/typing.html#numpy.typing.ArrayLike",
+    "Tensor": "docs.pytorch.org/docs/stable/tensors.html",
+    "torch.Tensor": "docs.pytorch.org/docs/stable/tensors.html",
+    "nn.Module": "docs.pytorch.org/docs/stable/generated/torch.nn.Module.html",
+    "torch.nn.Module": "docs.pytorch.org/docs/stable/generated/torch.nn.Module.html",
+    "pd.DataFrame": "pandas.pydata.org/docs/reference/api/pandas.DataFrame.html",
+    "pd.Series": "pandas.pydata.org/docs/reference/api/pandas.Series.html",
+    "Path": "docs.python.org/3/library/pathlib.html",
+    "Figure": "matplotlib.org/stable/api/figure_api.html",
+    "Axes": "matplotlib.org/stable/api/axes_api.html",
+}
+
+
 def entry(
     symbol: Symbol,  # what is described
     depth: int = 0,  # levels of members below it that are still to come, 0 or 1
@@ -72,6 +90,12 @@ def _code(text: str) -> str:
     return f"`{text}`".replace("|", r"\|") if text else ""
 
 
+def _type(text: str) -> str:
+    "A type within a line of a table, with a link where it is another library's."
+    place = FOREIGN_TYPES.get(text.removesuffix(" | None"), "")
+    return f"[{_code(text)}](https://{place})" if place else _code(text)
+
+
 def _rows_of(parameters: Sequence[Parameter]) -> str:
     "A table of parameters; no column of defaults where there are none."
     if not parameters:
@@ -82,7 +106,7 @@ def _rows_of(parameters: Sequence[Parameter]) -> str:
     rows = [
         [
             f"``{p.name}``" if p.name != "returns" else "*returns*",
-            _code(p.type),
+            _type(p.type),
             *[_code(p.default)] * has,
             plain_text(p.meaning),
         ]
