@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 
@@ -89,6 +90,14 @@ _ASKED = (
 )
 
 
+def _brought(name: str, remedy: str) -> ModuleType:
+    "A package that an extra brings."
+    try:
+        return import_module(name)
+    except ImportError:
+        raise BadInput(name, "is not installed", remedy) from None
+
+
 def causal_reworder(
     folder: str | Path,  # of a causal language model
     asked: str = _ASKED,  # stands before the draft
@@ -98,13 +107,12 @@ def causal_reworder(
     folder = Path(folder)
     if not is_folder(folder):
         raise BadInput(folder, "no such folder", "Give the folder of a causal language model")
-    try:
-        transformers = import_module("transformers")
-    except ImportError:
-        raise BadInput("transformers", "is not installed", "pip install 'ptacl[language]'") from None
     how = dict(local_files_only=True, trust_remote_code=False)
+    transformers = _brought("transformers", "pip install 'ptacl[language]'")
     packed = sorted(folder.glob("*.gguf"))
     if packed and not (folder / "config.json").is_file():
+        for name in ("gguf", "accelerate"):
+            _brought(name, "pip install gguf accelerate, which a .gguf file needs")
         how["gguf_file"] = packed[0].name
     try:
         tokeniser = transformers.AutoTokenizer.from_pretrained(folder, **how)
