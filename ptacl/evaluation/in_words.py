@@ -144,6 +144,8 @@ def next_steps(
     if never:
         told = "more training pairs or passes, not more tests"
         lines.append(f"- Not better than chance at all ({'; '.join(never)}): {told}.")
-    if not lines:
+    if not findings:
+        lines.append("- Nothing was scored, so there is nothing to go by.")
+    elif not lines:
         lines.append("- Everything was shown: compare it with other methods and controls (`compare.ipynb`).")
     return "\n".join(lines)
