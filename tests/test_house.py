@@ -9,11 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import house
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = house.notebooks(ROOT)
@@ -142,6 +144,27 @@ def test_readme_names_the_commands():
     assert "papermill nbs/train.ipynb" in found["train"] and "constraints.txt" in found["train"], found
 
 
+def pinned() -> dict[str, str]:
+    "Package -> the version of it in constraints.txt."
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_constraints_are_for_the_oldest_python():
+    "What is installed here by constraints.txt also installs on the first release that README asks for."
+    oldest = re.search(r"You need Python (\d+\.\d+) or later", (ROOT / "README.md").read_text())[1] + ".0"
+    asked = {}
+    for name, pin in pinned().items():
+        try:
+            found = metadata(name)
+        except PackageNotFoundError:  # of an extra that is not installed
+            continue
+        if found["Version"] == pin:
+            asked[name] = found.get("Requires-Python") or ""
+    assert len(asked) > 50
+    assert not [(n, a) for n, a in asked.items() if not SpecifierSet(a).contains(oldest)]
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -152,11 +175,7 @@ def test_readme_names_the_commands():
 )
 def test_constraints_pin_every_requirement(key):
     "constraints.txt has one version for each requirement, inside its range."
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
+    pins = pinned()
     assert not [v for v in pins.values() if "+" in v], (
         "a local version (torch's +cpu) cannot be had everywhere"
     )
