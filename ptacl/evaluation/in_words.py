@@ -27,6 +27,8 @@ def evidence_of(
     chance: float | None = None,  # of all rows; None = the column
 ) -> list[Evidence]:  # one a row that has a value
     "What each row of a table of scores shows."
+    if not len(table):
+        return []
     needed = ["value", "low", "high"] + ["metric"] * (not better) + ["chance"] * (chance is None)
     missing = [c for c in needed if c not in table]
     if missing:
