@@ -30,6 +30,7 @@ from ptacl.report.parser import parse_report, split_sentences
 from ptacl.report.plan import REPORT_VIEWS, plan_numbers, seen_report
 from ptacl.report.rows import report_from_estimates
 from ptacl.report.schema import FINDINGS, TERRITORIES, Finding, Report, severity_word
+from ptacl.report.scope import read_sentence
 from ptacl.report.writer import CONDITIONS, Writer, as_seen
 
 
@@ -82,10 +83,18 @@ def _judged(sentence: str) -> list[str]:
     return [n for n in read.mentioned if FINDINGS[n].is_measurement and read[n].severity]
 
 
+def _denied_together(sentence: str) -> list[str]:
+    'Conditions that a sentence denies without their names, as in "otherwise normal ECG".'
+    read = read_sentence(sentence)
+    named = {f.name for f in read.found}
+    return [f.name for f in read.weak if f.name not in named and not FINDINGS[f.name].is_measurement]
+
+
 def _conditions_said(sentence: str) -> list[Finding]:
-    "What a sentence says of conditions."
+    "What a sentence says of conditions by their names."
     read = parse_report(sentence).report
-    return [read[n] for n in read.mentioned if not FINDINGS[n].is_measurement]
+    rest = _denied_together(sentence)
+    return [read[n] for n in read.mentioned if n not in rest and not FINDINGS[n].is_measurement]
 
 
 def _opposes(sentence: str, planned: Report) -> bool:
@@ -97,6 +106,22 @@ def _opposes(sentence: str, planned: Report) -> bool:
         if f.presence != plan.presence or (f.location and plan.location not in ("", f.location)):
             return True
     return False
+
+
+def _with_exceptions(
+    sentences: Sequence[str], stated: Report, given: Report, author: str
+) -> tuple[list[str], int]:
+    'Before "otherwise normal" stands all that is planned as present and that the text states nowhere.'
+    kept = []
+    n_mended = 0
+    for sentence in sentences:
+        rest = _denied_together(sentence)
+        missing = [n for n in rest if given[n].presence == "present" and stated[n].presence != "present"]
+        kept += [_plain(given[n], given, author) for n in missing]
+        is_seen = all(given[n].presence != "not_mentioned" for n in rest)
+        kept += [sentence] if is_seen else []
+        n_mended += bool(missing) or not is_seen
+    return kept, n_mended
 
 
 def checked_text(
@@ -122,11 +147,16 @@ def checked_text(
                 said = [given[f.name] if is_planned else f for f in conditions] + [given[n] for n in names]
                 filled = " ".join(filter(None, (_plain(f, given, author) for f in said)))
             sentences += [filled] if filled else []
-        lines.append(" ".join(sentences))
-    return "\n".join(lines), n_mended
+        lines.append(sentences)
+    if is_planned:
+        stated = parse_report("\n".join(" ".join(s) for s in lines)).report
+        checked = [_with_exceptions(s, stated, given, author) for s in lines]
+        lines = [s for s, _ in checked]
+        n_mended += sum(n for _, n in checked)
+    return "\n".join(" ".join(s) for s in lines), n_mended
 
 
-_THERE_IS = {"present": "There is", "absent": "There is no", "uncertain": "There may be"}
+_PLAINLY = {"present": "{}", "absent": "no {}", "uncertain": "possible {}"}
 
 
 def _plain(f: Finding, given: Report, author: str) -> str:
@@ -134,7 +164,8 @@ def _plain(f: Finding, given: Report, author: str) -> str:
     title = FINDINGS[f.name].title
     if not FINDINGS[f.name].is_measurement:
         where = f" of the {f.location} wall" if f.location and f.presence == "present" else ""
-        return f"{_THERE_IS[f.presence]} {title}{where}." if f.presence in _THERE_IS else ""
+        said = _PLAINLY.get(f.presence, "").format(title) + where
+        return f"{said[:1].upper()}{said[1:]}." if said else ""
     title = title[:1].upper() + title[1:]
     if f.value is None:
         return f"{title} could not be measured."
