@@ -14,7 +14,7 @@ import pandas as pd
 
 from ptacl.base.core import BadInput
 from ptacl.evaluation.metrics import METRICS, is_better_when_higher
-from ptacl.evaluation.verdict import OVERFITTED, Evidence
+from ptacl.evaluation.verdict import OVERFITTED, Evidence, digits
 
 
 # %% ../../nbs/evaluation/37_in_words.ipynb #25de0970
@@ -63,7 +63,7 @@ def scores_text(
     lines = []
     for verdict, name in names.items():
         rows = [f for f in findings if f.verdict == verdict]
-        told = [f"{f.short} {_rounded(f.value)} ({_rounded(f.low)} to {_rounded(f.high)})" for f in rows]
+        told = [f"{f.short} {digits(f.value)} ({digits(f.low)} to {digits(f.high)})" for f in rows]
         if told:
             lines.append(f"- **{name}**, {len(told)} of {len(findings)}: {', '.join(told)}")
     first = (
@@ -72,11 +72,6 @@ def scores_text(
         else f"{title}: nothing was scored."
     )
     return "\n".join([first, "", *lines]).strip()
-
-
-def _rounded(x: float) -> str:
-    "Three digits at most."
-    return f"{x:.2f}" if abs(x) < 10 else f"{x:.0f}"
 
 
 # %% ../../nbs/evaluation/37_in_words.ipynb #3d634ddf
@@ -111,7 +106,7 @@ def differences_text(
         lines.append(f"- {metric}: {told}." if told else f"- {metric}: no value.")
     first = f"{title}, with 95 % intervals over the same participants"
     if p:
-        known = np.isfinite(table[p])
+        known = np.isfinite(table.loc[table.value.notna(), p])
         first += ", told apart where p is below 0.05 as well" if known.any() else ""
         first += "" if known.all() else "; where there is one training run, its luck is not counted"
     return "\n".join([first + ":", "", *lines])
@@ -144,7 +139,7 @@ def next_steps(
         lines.append(f"- {f.question}: {told}.")
     never = [f.question for f in open_ones if f not in nearly]
     if never:
-        told = "more training pairs or passes, not more tests"
+        told = "more to learn from (pairs, passes, labels), not more people to test on"
         lines.append(f"- Not better than chance at all ({'; '.join(never)}): {told}.")
     if not findings:
         lines.append("- Nothing was scored, so there is nothing to go by.")

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "OVERFITTED",
+    "digits",
     "Evidence",
     "findings_table",
     "rank_finding",
@@ -35,6 +36,14 @@ from ptacl.evaluation.metrics import METRICS
 from ptacl.evaluation.retrieval import ranks
 from ptacl.losses.local import local_info_nce
 from ptacl.models.system import Embeddings
+
+
+# %% ../../nbs/evaluation/35_verdict.ipynb #3ad91e17
+def digits(
+    x: float,  # a score
+) -> str:  # two decimals below 10, none from there on
+    "A number in as few digits as a sentence needs."
+    return f"{x:.2f}" if abs(x) < 10 else f"{x:.0f}"
 
 
 # %% ../../nbs/evaluation/35_verdict.ipynb #bfe71ad1
@@ -69,22 +78,15 @@ class Evidence:
     def sentence(self) -> str:  # in Markdown
         "The finding in words."
         unit = f" {self.unit}" if self.unit else ""
-        numbers = (
-            f"**{_digits(self.value)}**{unit} (95 % interval {_digits(self.low)} to {_digits(self.high)}"
-        )
+        numbers = f"**{digits(self.value)}**{unit} (95 % interval {digits(self.low)} to {digits(self.high)}"
         told = {
             "learned": self.word,
             "not shown": f"**not shown to be {self.word}**: the interval reaches chance",
             "worse than chance": f"**worse than chance**: {self.worse}",
         }[self.verdict]
         none = "without learning" if self.word == "learned" else "chance"
-        text = f"{self.question}: {numbers}; {none} {_digits(self.chance)}): {told}."
+        text = f"{self.question}: {numbers}; {none} {digits(self.chance)}): {told}."
         return f"{text} {self.more}".strip()
-
-
-def _digits(x: float) -> str:
-    "Three digits at most."
-    return f"{x:.2f}" if abs(x) < 10 else f"{x:.0f}"
 
 
 # %% ../../nbs/evaluation/35_verdict.ipynb #4310c4b7
@@ -296,7 +298,7 @@ def one_line(
 ) -> str:  # Markdown
     "The findings in one line."
     parts = [
-        f"{f.short} **{_digits(f.value)}** ({_digits(f.low)} to {_digits(f.high)}; {f.verdict})"
+        f"{f.short} **{digits(f.value)}** ({digits(f.low)} to {digits(f.high)}; {f.verdict})"
         for f in findings
     ]
     return " · ".join(parts)
