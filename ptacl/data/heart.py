@@ -198,9 +198,7 @@ def scale_intensity(
 ) -> tuple[np.ndarray, Scale]:  # the same shape as float32 in [0, 1], and the constants
     "Bring frames into [0, 1] between their 0.5th and 99.5th percentile."
     values = np.asarray(frames, dtype=np.float32)
-    # sorted, because the percentiles of sorted numbers are found in a third of the time
-    ordered = np.sort(values, axis=None)
-    lo, hi = (float(v) for v in np.percentile(ordered, (0.5, 99.5), overwrite_input=True))
+    lo, hi = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     if not hi > lo:
         raise BadInput(
             "frames",
