@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ptacl.base.core import BadInput, entry_of
+from ptacl.report.authors import AUTHORS
 from ptacl.report.beam import Beam, Text, beam_search
 from ptacl.report.cases import Cases
 from ptacl.report.decoders import Memory
@@ -66,7 +67,7 @@ def thresholds_of(
     return {c: expected_f1_threshold(np.array([f[c] for f in found])) for c in CONDITIONS}
 
 
-# %% ../../nbs/report/91_writing.ipynb #d3e5c63d
+# %% ../../nbs/report/91_writing.ipynb #b219b578
 def _is_wrong(sentence: str, name: str, given: Report, sex: str) -> bool:
     "Whether a sentence says of a measurement what its number does not bear out."
     f = parse_report(sentence).report[name]
@@ -78,7 +79,7 @@ def _is_wrong(sentence: str, name: str, given: Report, sex: str) -> bool:
 
 
 def _judged(sentence: str) -> list[str]:
-    "The measurements that a sentence without a number calls normal, increased and so on."
+    "The measurements that a sentence calls normal, increased and so on."
     read = parse_report(sentence).report
     return [n for n in read.mentioned if FINDINGS[n].is_measurement and read[n].severity]
 
@@ -106,6 +107,16 @@ def _opposes(sentence: str, planned: Report) -> bool:
         if f.presence != plan.presence or (f.location and plan.location not in ("", f.location)):
             return True
     return False
+
+
+# %% ../../nbs/report/91_writing.ipynb #d3e5c63d
+def _in_place_of(sentence: str, plain: str) -> str:
+    'Plain sentences, behind what the sentence has before an impression, such as "Impression: ".'
+    headings = {a.impression for a in AUTHORS.values() if a.impression}
+    heading = next((h for h in headings if sentence.startswith(h)), "")
+    if heading.endswith(", ") and plain[1:2].islower():  # "In summary, ", and no abbreviation
+        plain = plain[0].lower() + plain[1:]
+    return heading + plain
 
 
 def _with_exceptions(
@@ -137,7 +148,8 @@ def checked_text(
     for line in text.split("\n"):
         sentences = []
         for sentence in split_sentences(line):
-            names = [n for n in FINDINGS if f"<{n}>" in sentence] or _judged(sentence)
+            judged = _judged(sentence)
+            names = [n for n in FINDINGS if f"<{n}>" in sentence or n in judged]
             unknown = [n for n in names if given[n].value is None]
             filled = sentence if unknown else fill_slots(Draft(sentence, given, author))
             is_wrong = bool(unknown) or any(_is_wrong(filled, n, given, sex) for n in names)
@@ -145,7 +157,8 @@ def checked_text(
                 n_mended += 1
                 conditions = _conditions_said(filled)
                 said = [given[f.name] if is_planned else f for f in conditions] + [given[n] for n in names]
-                filled = " ".join(filter(None, (_plain(f, given, author) for f in said)))
+                plain = " ".join(filter(None, (_plain(f, given, author) for f in said)))
+                filled = _in_place_of(filled, plain) if plain else ""
             sentences += [filled] if filled else []
         lines.append(sentences)
     if is_planned:
