@@ -215,6 +215,7 @@ def plot_weight_curve(
     table: pd.DataFrame,  # weight, metric, value, low, high; optional: unit, chance, ceiling, method
     *,
     name: str = "weight of the local loss",  # of the horizontal axis; it has no unit
+    log_scale: bool = False,  # of the horizontal axis, as numbers of people want it
     # figure or part of one to fill (constrained layout); None = a new sheet
     fig: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:  # the figure drawn on
@@ -249,7 +250,12 @@ def plot_weight_curve(
         if "ceiling" in here and here.ceiling.notna().any():
             ax.axhline(here.ceiling.max(), color=COLOURS["green"], linewidth=1.4, label="ceiling")
         finish_axes(ax, metric, name, _with_unit(metric, _unit_of(here)))
-        ax.set_xticks(sorted(here.weight.unique()))
+        places = sorted(here.weight.unique())
+        ax.set_xticks(places)
+        if log_scale:
+            ax.set_xscale("log")
+            ax.set_xticks(places, [f"{n:,.0f}" for n in places])
+            ax.minorticks_off()
         ax.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return fig
 
