@@ -1,5 +1,5 @@
-"""The comparison at a tenth of its scale, which takes an hour or two: the commands of its parameter file, word
-for word.
+"""The comparison at a tenth of its scale, by the commands of its parameter file, word for word; an hour or
+two.
 """
 
 import os
