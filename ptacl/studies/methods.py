@@ -145,6 +145,13 @@ _OTHER_ROWS = dict(
     ptacl_masked=Method(
         "PTACL from masked", "ablation", "whether masked pre-training adds", _settings("ptacl"), _MASKED
     ),
+    global_masked=Method(
+        "Global only from masked",
+        "ablation",
+        "what the local loss adds to a pre-trained start",
+        _settings("ptacl", local_weight=0.0),
+        _MASKED,
+    ),
     mmcl_fresh=Method("MMCL, no pre-training", "ablation", "what MMCL's start is worth", _settings("mmcl")),
     local_10=_of_ptacl("PTACL, local weight 0.1", "ablation", "the curve of the weight", local_weight=0.1),
     local_60=_of_ptacl("PTACL, local weight 0.6", "ablation", "the curve of the weight", local_weight=0.6),
