@@ -102,7 +102,7 @@ def test_recipes_are_valid(repo):
     assert set(files) == set(RECIPES)
     read = {name: RECIPES[name].from_params(yaml.safe_load(path.read_text())) for name, path in files.items()}
     cells = cells_of(read["compare_phantom"], count=False)
-    assert len(cells) == 9 * 3 + 4 + 22
+    assert len(cells) == 9 * 3 + 4 + 23
     assert [c.key for c in cells[:2]] == ["ptacl-seed0", "global_only-seed0"]
     as_published = cells_of(read["compare_paper"], count=False)
     assert [c.key for c in as_published] == [
