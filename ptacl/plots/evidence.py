@@ -251,11 +251,9 @@ def plot_weight_curve(
             ax.axhline(here.ceiling.max(), color=COLOURS["green"], linewidth=1.4, label="ceiling")
         finish_axes(ax, metric, name, _with_unit(metric, _unit_of(here)))
         places = sorted(here.weight.unique())
-        ax.set_xticks(places)
-        if log_scale:
-            ax.set_xscale("log")
-            ax.set_xticks(places, [f"{n:,.0f}" for n in places])
-            ax.minorticks_off()
+        ax.set_xscale("log" if log_scale else "linear")
+        ax.set_xticks(places, [f"{n:,.0f}" for n in places] if log_scale else None)
+        ax.minorticks_off()
         ax.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return fig
 

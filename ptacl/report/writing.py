@@ -20,14 +20,13 @@ import numpy as np
 import torch
 
 from ptacl.base.core import BadInput, entry_of
-from ptacl.report.authors import AUTHORS
 from ptacl.report.beam import Beam, Text, beam_search
 from ptacl.report.cases import Cases
 from ptacl.report.decoders import Memory
 from ptacl.report.grammar import Draft, fill_slots
 from ptacl.report.lessons import TAUGHT
 from ptacl.report.numbers import NumberProbe, expected_f1_threshold
-from ptacl.report.parser import parse_report, split_sentences
+from ptacl.report.parser import heading_of, parse_report, split_sentences
 from ptacl.report.plan import REPORT_VIEWS, plan_numbers, seen_report
 from ptacl.report.rows import report_from_estimates
 from ptacl.report.schema import FINDINGS, TERRITORIES, Finding, Report, severity_word
@@ -111,9 +110,8 @@ def _opposes(sentence: str, planned: Report) -> bool:
 
 # %% ../../nbs/report/91_writing.ipynb #d3e5c63d
 def _in_place_of(sentence: str, plain: str) -> str:
-    'Plain sentences, behind what the sentence has before an impression, such as "Impression: ".'
-    headings = {a.impression for a in AUTHORS.values() if a.impression}
-    heading = next((h for h in headings if sentence.startswith(h)), "")
+    "Plain sentences, behind the heading that the sentence has."
+    heading = heading_of(sentence)
     if heading.endswith(", ") and plain[1:2].islower():  # "In summary, ", and no abbreviation
         plain = plain[0].lower() + plain[1:]
     return heading + plain
