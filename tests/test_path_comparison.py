@@ -1,5 +1,5 @@
-"""The comparison at a tenth of its scale, by the commands of its parameter file, word for word; an hour or
-two.
+"""The comparison at a tenth of its scale, by the commands of its parameter file, word for word; some two
+hours.
 """
 
 import os
@@ -55,6 +55,6 @@ def test_a_tenth_of_the_comparison(repo, tmp_path):
     ranks = scores.xs("median rank", level="metric").loc[["ptacl", "global_only", "mmcl", "ptacl_masked"]]
     assert (ranks.high < ranks.chance).all(), ranks[["value", "low", "high", "chance"]]
     r2 = scores.xs("mean R2", level="metric")
-    assert r2.low["supervised"] > r2.value["random"] - 0.05 and (r2.low[["ptacl", "global_only"]] > 0).all()
+    assert (r2.low[["supervised", "ptacl"]] > r2.value["random"]).all(), r2.value
     assert pd.read_csv(place / "pairs.tsv", sep="\t").n_train.nunique() >= 4
     assert (place / "forest.png").is_file() and (place / "pairs.png").is_file()

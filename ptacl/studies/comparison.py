@@ -78,7 +78,7 @@ class CompareConfig(Parameters):
     recipe: str = "epochs 2, batch_size 16"  # settings of train.ipynb that all rows share
     pretrain_recipe: str = "epochs 40, batch_size 32"  # those of pretrain.ipynb, for rows that need it
     cmr_recipe: str = ""  # settings of CMR sides that are trained before, other than the recipe
-    scale: float = 1.0  # share of all numbers of training pairs, 0.1 for a test of an hour
+    scale: float = 1.0  # share of all numbers of training pairs, 0.1 for a test of some two hours
     most_passes: int = 40  # passes of rows of fewer pairs at most, to see as many pairs as the others
     targets: str = "lvedv_ml,lvesv_ml,lvef,lvm_g,rvedv_ml,rvesv_ml"  # what supervised rows learn
     phenotypes: str = "lvedv_ml,lvesv_ml,lvef,lvm_g"  # phenotypes that methods are scored on
