@@ -32,7 +32,7 @@ import numpy as np
 from scipy.signal import butter, firwin, iirnotch, resample_poly, tf2sos
 
 from ptacl.base.core import BadInput
-from ptacl.data.lead_flags import flag_leads
+from ptacl.data.lead_flags import flag_leads, swing_of
 from ptacl.data.zero_phase import hum_beyond, zero_phase
 
 
@@ -239,7 +239,14 @@ def _check_size(n_samples: int, fs: float, source: str) -> None:
 def _check_signal(mv_LT: np.ndarray, ok_L: np.ndarray, source: str) -> None:
     "Something moves, in two leads or more, and by less than no heart can."
     remedy = "Export the recording again, or leave the participant's `ecg` empty."
-    share_L = np.isfinite(mv_LT).mean(1)
+    swing_L = swing_of(mv_LT)
+    share_L = np.ones(len(mv_LT))
+    if not np.isfinite(swing_L).all():
+        finite_LT = np.isfinite(mv_LT)
+        share_L = finite_LT.mean(1)
+        swing_L = np.array(
+            [np.ptp(x_T[ok_T]) if ok_T.any() else 0 for x_T, ok_T in zip(mv_LT, finite_LT, strict=True)]
+        )
     if not share_L.any():
         raise BadInput(source, "every sample is NaN", remedy)
     if not ok_L.any() and share_L.max() < 0.9:
@@ -248,9 +255,6 @@ def _check_signal(mv_LT: np.ndarray, ok_L: np.ndarray, source: str) -> None:
             f"samples are missing: {100 * (1 - share_L.max()):.0f} % of the best lead are NaN",
             "Give the part that was recorded: up to a tenth is bridged.",
         )
-    swing_L = np.array(
-        [np.ptp(x_T[np.isfinite(x_T)]) if s else 0 for x_T, s in zip(mv_LT, share_L, strict=True)]
-    )
     if not ok_L.any():
         is_flat = swing_L.max() < 0.02
         what = "all leads are flat" if is_flat else "no lead is good: flat, missing or at a rail"

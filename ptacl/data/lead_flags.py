@@ -43,7 +43,8 @@ def _may_be_still(x_LT: np.ndarray, n: int, tol: float) -> np.ndarray:
 def _at_rail(x_LT: np.ndarray, ok_L: np.ndarray, n: int) -> np.ndarray:
     "Leads that stay at their largest or smallest value for `n` samples, 2 mV or more from their middle."
     out_L = np.zeros(len(x_LT), bool)
-    for k in np.flatnonzero(ok_L):
+    may_L = ok_L & (swing_of(x_LT) >= 2)  # a middle is no farther away
+    for k in np.flatnonzero(may_L):
         for end in (x_LT[k].max(), x_LT[k].min()):
             at_end_T = x_LT[k] == end
             if at_end_T.sum() >= n and abs(end - np.median(x_LT[k])) >= 2 and abs(end) < 20:
