@@ -20,7 +20,13 @@ from ptacl.base.core import BadInput
 from ptacl.report.image_networks import read_image_net
 from ptacl.report.pictures import load_picture_encoder
 from ptacl.report.report_study import ReportConfig
-from ptacl.report.text_cases import TEXT_KINDS, open_ecg_encoder, read_text_cases, text_vocabulary
+from ptacl.report.text_cases import (
+    TEXT_KINDS,
+    open_ecg_encoder,
+    read_text_cases,
+    readable_cases,
+    text_vocabulary,
+)
 from ptacl.report.text_study import learn_texts
 from ptacl.report.writer import load_writer
 from ptacl.studies.launch import run_notebook
@@ -353,13 +359,28 @@ def test_frozen_published_network_writes_from_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"0" * 50])
-def test_broken_picture_names_its_file(content, tmp_path):
+def test_broken_picture_leaves_its_study_out(content, tmp_path):
+    "It is named before anything is learned, and the others are learned from."
     folder = fill_openi(tmp_path / "set")
-    (folder / "png/CXR7_IM-0.png").write_bytes(content)
+    picture = folder / "png/CXR7_IM-0.png"
+    picture.write_bytes(content)
     cfg = ReportConfig(data=str(folder), kind="openi", epochs=1, **SMALL)
-    with pytest.raises(BadInput, match=r"CXR7_IM-0.png: is no readable PNG or JPEG") as e:
+    done = learn_texts(cfg, sizes=dict(dim=32))
+    left = done.cases.left_out.set_index("file")
+    assert left.problem[str(picture)].startswith("is no readable PNG or JPEG")
+    assert left.id[str(picture)] not in done.cases.ids and len(done.cases) >= 8
+    for path in folder.glob("png/*.png"):
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"CXR\d+_IM-0.png: and \d+ more: no study is left to learn from"):
         learn_texts(cfg, sizes=dict(dim=32))
-    assert e.value.remedy
+
+
+def test_broken_record_leaves_its_study_out(tmp_path):
+    folder = fill_ptbxl(tmp_path / "set")
+    record = sorted(folder.rglob("*.dat"))[0]
+    record.write_bytes(record.read_bytes()[:1000])
+    left = readable_cases(read_text_cases(folder, "ptbxl")).left_out
+    assert [Path(file).stem for file in left.file].count(record.stem) == 1, left.file
 
 
 def test_bad_settings_are_one_error(tmp_path):

@@ -6,6 +6,7 @@
 __all__ = [
     "CELL",
     "read_picture",
+    "check_picture",
     "Pictures",
     "PictureEncoder",
     "picture_tokens",
@@ -16,7 +17,8 @@ __all__ = [
 
 # %% ../../nbs/report/96_pictures.ipynb #e835c172
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,28 +39,35 @@ CELL = 32  # pixels of a square whose sides a network makes one
 _MOST_PIXELS = 80_000_000
 
 
-def read_picture(
-    path: str | Path,  # a PNG or JPEG file
-    side: int,  # of the square, pixels
-) -> tuple[np.ndarray, tuple[int, int]]:  # uint8, (3, side, side); height and width of what it holds, pixels
-    "A picture in the middle of a black square."
+@contextmanager
+def _open_picture(path: str | Path) -> Iterator[Image.Image]:
+    "An opened PNG or JPEG; what goes wrong with it names its file."
     if str(path).endswith(".dcm"):
         raise BadInput(path, "is DICOM, which is no picture here", "Take the JPEG files of MIMIC-CXR-JPG")
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as opened:
             if opened.width * opened.height > _MOST_PIXELS:
                 raise BadInput(path, "has more than 80 megapixels", "Make it smaller")
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):
-                grey_HW = np.clip(np.asarray(picture), 0, 65_535) // 257
-                picture = Image.fromarray(grey_HW.astype(np.uint8))
-            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+            yield opened
     except BadInput:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise BadInput(
             path, f"is no readable PNG or JPEG ({type(e).__name__})", "Download it again"
         ) from None
+
+
+def read_picture(
+    path: str | Path,  # a PNG or JPEG file
+    side: int,  # of the square, pixels
+) -> tuple[np.ndarray, tuple[int, int]]:  # uint8, (3, side, side); height and width of what it holds, pixels
+    "A picture in the middle of a black square."
+    with _open_picture(path) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith("I"):
+            grey_HW = np.clip(np.asarray(picture), 0, 65_535) // 257
+            picture = Image.fromarray(grey_HW.astype(np.uint8))
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     scale = side / max(picture.size)
     width, height = (max(1, round(scale * n)) for n in picture.size)
     small = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -66,6 +75,21 @@ def read_picture(
     corner = ((side - width) // 2, (side - height) // 2)
     square.paste(small, corner, small if small.mode == "RGBA" else None)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)), (height, width)
+
+
+# %% ../../nbs/report/96_pictures.ipynb #ca12bb35
+_END_OF_JPEG = b"\xff\xd9"
+
+
+def check_picture(
+    path: str | Path,  # a PNG or JPEG file
+) -> None:  # raises BadInput
+    "Refuse what `read_picture` would refuse, without unpacking it."
+    with _open_picture(path) as opened:
+        is_jpeg = opened.format == "JPEG"
+        opened.verify()
+    if is_jpeg and _END_OF_JPEG not in Path(path).read_bytes()[-4096:]:
+        raise BadInput(path, "is no readable PNG or JPEG (cut off)", "Download it again")
 
 
 # %% ../../nbs/report/96_pictures.ipynb #e0523e20

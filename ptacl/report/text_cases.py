@@ -7,6 +7,7 @@ __all__ = [
     "TEXT_KINDS",
     "TextCases",
     "read_text_cases",
+    "readable_cases",
     "text_vocabulary",
     "unknown_words",
     "open_ecg_encoder",
@@ -19,7 +20,7 @@ __all__ = [
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from ptacl.data.prepared import ecg_windows
 from ptacl.models.ecg_conv import CONV_SIZES, ECGConv
 from ptacl.models.ecg_encoder import ECGEncoder
 from ptacl.report.captions import read_reports
-from ptacl.report.pictures import PictureEncoder, Pictures, picture_tokens, see_pictures
+from ptacl.report.pictures import PictureEncoder, Pictures, check_picture, picture_tokens, see_pictures
 from ptacl.report.structured import Structured
 from ptacl.report.tokens import Tokens
 from ptacl.report.vocabulary import Vocabulary, make_vocabulary, split_words
@@ -98,6 +99,33 @@ def read_text_cases(
         modality=modality,
         left_out=table.left_out,
     )
+
+
+# %% ../../nbs/report/97_text_cases.ipynb #cf2b5733
+def readable_cases(
+    cases: TextCases,  # studies
+    images: int = 2,  # pictures of a study at most that will be read
+) -> TextCases:  # with somebody to learn from; the others are named in `left_out`
+    "Leave out studies whose recordings cannot be read."
+    look, most = (read_ecg, 1) if cases.modality == "ecg" else (check_picture, images)
+    good = []
+    bad = []
+    for i, files in enumerate(cases.files):
+        try:
+            for file in files[:most]:
+                look(file)
+            good.append(i)
+        except BadInput as e:
+            bad.append(dict(id=cases.ids[i], file=e.source, problem=e.problem))
+    lists = ("ids", "files", "texts", "told", "splits", "languages")
+    kept = {name: tuple(getattr(cases, name)[i] for i in good) for name in lists}
+    left_out = pd.concat([cases.left_out, pd.DataFrame(bad, columns=["id", "file", "problem"])])
+    if "train" not in kept["splits"]:
+        source = bad[0]["file"] if bad else "the studies"
+        raise BadInput(
+            source, f"and {len(bad) - 1} more: no study is left to learn from", "Check the recordings"
+        )
+    return replace(cases, left_out=left_out.reset_index(drop=True), **kept)
 
 
 # %% ../../nbs/report/97_text_cases.ipynb #b9b59a23

@@ -37,6 +37,7 @@ from ptacl.report.text_cases import (
     Sight,
     TextCases,
     read_text_cases,
+    readable_cases,
     sight_of,
     text_vocabulary,
     unknown_words,
@@ -251,7 +252,7 @@ def learn_texts(
         raise BadInput(
             "rows", f"are {cfg.rows!r}", f"For other people's reports give {', '.join(_TAUGHT_ROWS)}"
         )
-    cases = read_text_cases(cfg.data, cfg.kind, cfg.language)
+    cases = readable_cases(read_text_cases(cfg.data, cfg.kind, cfg.language), cfg.images)
     parts = {"held out": cases.rows("test", "val"), "by heart": _by_heart(cases)}
     parts = {k: v for k, v in parts.items() if v}  # a folder of training data alone holds nobody out
     scored = {}
