@@ -6,6 +6,7 @@
 __all__ = ["PROBE_PENALTIES", "weighted_auroc", "macro_auroc", "ManyProbe", "fit_many"]
 
 # %% ../../nbs/evaluation/26_many_labels.ipynb #7fa268ab
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +42,11 @@ def macro_auroc(
     labels: pd.DataFrame,  # of the test records, 0 and 1; each class has cases and controls
     score_BC: ArrayLike,  # one column a class, higher = more likely, (B, C)
     *,
-    n_boot: int = 1000,  # resamples of the test records; published: 100 or 1000
+    people: Sequence[str] | None = None,  # who each record is of, (B,); None = each of somebody else
+    n_boot: int = 1000,  # resamples of the people; published: 100 or 1000, of the records
     seed: int = 0,  # of the resampling
 ) -> pd.DataFrame:  # class (`macro` first), n, n_cases, value, low, high (95 %), chance
-    "AUROC of each class and their mean, with bootstrap intervals over the test records."
+    "AUROC of each class and their mean, with bootstrap intervals over the people of the test part."
     score_BC = np.asarray(score_BC, float)
     B, C = labels.shape
     if score_BC.shape != (B, C) or not np.isfinite(score_BC).all():
@@ -55,7 +57,10 @@ def macro_auroc(
     empty = [c for c, n in zip(labels, y_BC.sum(0), strict=True) if n in (0, B)]
     if empty:
         raise BadInput("labels", f"class {empty[0]} lacks cases or controls", "Leave the class out")
-    weight_RB = _usable_draws(y_BC, n_boot, np.random.default_rng(seed))
+    person_B = np.arange(B) if people is None else pd.factorize(np.asarray(people, object))[0]
+    if len(person_B) != B:
+        raise BadInput("people", f"names {len(person_B)} for {B} records", "Give one for each record")
+    weight_RB = _usable_draws(y_BC, person_B, n_boot, np.random.default_rng(seed))
     once_RB = np.concatenate([np.ones((1, B)), weight_RB])
     value_RC = np.stack([weighted_auroc(y_BC[:, c], score_BC[:, c], once_RB) for c in range(C)], axis=1)
     value_RK = np.concatenate([value_RC.mean(1, keepdims=True), value_RC], axis=1)
@@ -65,16 +70,19 @@ def macro_auroc(
     return pd.DataFrame({"class": ["macro", *labels]} | columns)
 
 
-def _usable_draws(y_BC: np.ndarray, n_boot: int, rng: np.random.Generator) -> np.ndarray:
-    "Counts of resamples in which every class has cases and controls, (R, B)."
+def _usable_draws(
+    y_BC: np.ndarray, person_B: np.ndarray, n_boot: int, rng: np.random.Generator
+) -> np.ndarray:
+    "Counts of resamples of people in which every class has cases and controls, (R, B)."
     if n_boot < 1:
         raise BadInput("n_boot", f"is {n_boot}", "Give 1 or more resamples")
-    B = len(y_BC)
+    N = person_B.max() + 1
     kept = []
     for _ in range(200):
-        weight_RB = rng.multinomial(B, np.full(B, 1 / B), size=n_boot).astype(np.float32)
+        weight_RB = rng.multinomial(N, np.full(N, 1 / N), size=n_boot).astype(np.float32)[:, person_B]
         cases_RC = weight_RB @ y_BC.astype(np.float32)
-        kept.append(weight_RB[((cases_RC > 0) & (cases_RC < B)).all(1)])
+        has_both_R = ((cases_RC > 0) & (cases_RC < weight_RB.sum(1, keepdims=True))).all(1)
+        kept.append(weight_RB[has_both_R])
         if sum(map(len, kept)) >= n_boot:
             return np.concatenate(kept)[:n_boot]
     found = sum(map(len, kept))

@@ -41,7 +41,7 @@ class ECGBenchmarkConfig(Parameters):
     encoders: str = "sample,untrained"  # names or paths, separated by commas
     mode: str = "probe"  # probe: linear, on frozen encoders; fine-tune: encoders of ours are trained on
     n: int = 0  # records to draw by person for a first answer, or 0 for all
-    n_boot: int = 1000  # bootstrap draws of the test records
+    n_boot: int = 1000  # bootstrap draws of the people of the test part
     fractions: str = "0.01,0.1,1"  # shares of the training records with a label, or empty for none
     disturbances: str = "noise,chest_lost,low_rate"  # what disturbs the test records, or empty
     epochs: int = 5  # passes of fine-tuning
@@ -127,7 +127,7 @@ def score_frozen(
     for task in eset.tasks:
         train, val, test = (eset.labels(task, part) for part in ("train", "val", "test"))
         about = dict(encoder=adapter.name, task=task)
-        how = dict(n_boot=cfg.n_boot, seed=cfg.seed)
+        how = dict(people=eset.table.person.loc[test.index], n_boot=cfg.n_boot, seed=cfg.seed)
         probe = fit_many(z.loc[train.index], train, z.loc[val.index], val)
         scores = macro_auroc(test, probe.scores(z.loc[test.index]), **how)
         found["scores"].append(scores.assign(**about, penalty=probe.penalty))
@@ -163,7 +163,8 @@ def score_finetuned(
     for task in eset.tasks:
         parts = [eset.labels(task, part) for part in ("train", "val", "test")]
         score_BC, epoch = _finetuned_scores(adapter, parts, window_of, cfg)
-        scores = macro_auroc(parts[2], score_BC, n_boot=cfg.n_boot, seed=cfg.seed)
+        people = eset.table.person.loc[parts[2].index]
+        scores = macro_auroc(parts[2], score_BC, people=people, n_boot=cfg.n_boot, seed=cfg.seed)
         found.append(scores.assign(encoder=adapter.name, task=task, best_epoch=epoch))
     return _in_front(pd.concat(found, ignore_index=True))
 
