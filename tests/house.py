@@ -265,6 +265,8 @@ def opening(nb: Notebook) -> Iterator[str]:
     more = sum(bool(line.strip()) for line in lines[3:])
     if nb.kind == "library" and not 2 <= more <= 6:
         yield f"{more} lines under the sentence, 2-6 are asked for"
+    if re.search(r"^-\s+[*`&].*:", cells[0].source, re.M):
+        yield "a list that nbdev takes for front matter and cannot read: give it a cell of its own"
 
 
 # ---- imports

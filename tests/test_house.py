@@ -320,6 +320,7 @@ FAULTS = [
     ),
     ("opening", changed(GOOD, "every rule.", "every rule"), "data/10_good.ipynb", "full stop"),
     ("opening", changed(GOOD, "What goes in,\n", ""), "data/10_good.ipynb", "1 lines"),
+    ("opening", changed(GOOD, "What goes in,\n", "- **In**: what\n"), "data/10_good.ipynb", "front matter"),
     ("opening", EXPERIMENT[1:], "run.ipynb", "no title"),
     ("imports_alone", [*GOOD, ("code", "import os\nx = os.sep")], "data/10_good.ipynb", "other code"),
     ("import_cells", [*GOOD, ("code", "#| export\nimport os")], "data/10_good.ipynb", "2 exported"),
