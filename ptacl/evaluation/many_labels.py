@@ -60,6 +60,10 @@ def macro_auroc(
     person_B = np.arange(B) if people is None else pd.factorize(np.asarray(people, object))[0]
     if len(person_B) != B:
         raise BadInput("people", f"names {len(person_B)} for {B} records", "Give one for each record")
+    if person_B.min() < 0:
+        raise BadInput(
+            "people", f"names nobody for {(person_B < 0).sum()} records", "Give one for each record"
+        )
     weight_RB = _usable_draws(y_BC, person_B, n_boot, np.random.default_rng(seed))
     once_RB = np.concatenate([np.ones((1, B)), weight_RB])
     value_RC = np.stack([weighted_auroc(y_BC[:, c], score_BC[:, c], once_RB) for c in range(C)], axis=1)

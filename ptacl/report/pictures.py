@@ -81,15 +81,22 @@ def read_picture(
 _END_OF_JPEG = b"\xff\xd9"
 
 
+def _last_bytes(path: str | Path, n: int = 1024) -> bytes:
+    "The end of a file, without what it may be padded with."
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - n))
+        return file.read().rstrip(b"\0\r\n")
+
+
 def check_picture(
     path: str | Path,  # a PNG or JPEG file
 ) -> None:  # raises BadInput
-    "Refuse what `read_picture` would refuse, without unpacking it."
+    "Refuse a picture that is broken or cut short, as a rule without unpacking it."
     with _open_picture(path) as opened:
         is_jpeg = opened.format == "JPEG"
         opened.verify()
-    if is_jpeg and _END_OF_JPEG not in Path(path).read_bytes()[-4096:]:
-        raise BadInput(path, "is no readable PNG or JPEG (cut off)", "Download it again")
+    if is_jpeg and not _last_bytes(path).endswith(_END_OF_JPEG):
+        read_picture(path, CELL)
 
 
 # %% ../../nbs/report/96_pictures.ipynb #e0523e20

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ptacl.base.core import BadInput, entry_of, seed_everything
+from ptacl.base.core import BadInput, as_bad_input, entry_of, seed_everything
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.prepared import ecg_windows
 from ptacl.models.ecg_conv import CONV_SIZES, ECGConv
@@ -115,16 +115,16 @@ def readable_cases(
             for file in files[:most]:
                 look(file)
             good.append(i)
-        except BadInput as e:
-            bad.append(dict(id=cases.ids[i], file=e.source, problem=e.problem))
+        except Exception as e:  # one bad file ends no batch
+            error = as_bad_input(e, file)
+            bad.append(dict(id=cases.ids[i], file=error.source, problem=error.problem))
     lists = ("ids", "files", "texts", "told", "splits", "languages")
     kept = {name: tuple(getattr(cases, name)[i] for i in good) for name in lists}
     left_out = pd.concat([cases.left_out, pd.DataFrame(bad, columns=["id", "file", "problem"])])
     if "train" not in kept["splits"]:
-        source = bad[0]["file"] if bad else "the studies"
-        raise BadInput(
-            source, f"and {len(bad) - 1} more: no study is left to learn from", "Check the recordings"
-        )
+        first = f", first {bad[0]['file']} ({bad[0]['problem']})" if bad else ""
+        problem = f"no study is left to learn from: recordings of {len(bad)} cannot be read{first}"
+        raise BadInput("data", problem, "Check the recordings")
     return replace(cases, left_out=left_out.reset_index(drop=True), **kept)
 
 
