@@ -123,8 +123,11 @@ def readable_cases(
     left_out = pd.concat([cases.left_out, pd.DataFrame(bad, columns=["id", "file", "problem"])])
     if "train" not in kept["splits"]:
         first = f", first {bad[0]['file']} ({bad[0]['problem']})" if bad else ""
-        problem = f"no study is left to learn from: recordings of {len(bad)} cannot be read{first}"
-        raise BadInput("data", problem, "Check the recordings")
+        raise BadInput(
+            "data",
+            f"no study is left to learn from: recordings of {len(bad)} cannot be read{first}",
+            "Check the recordings",
+        )
     return replace(cases, left_out=left_out.reset_index(drop=True), **kept)
 
 
