@@ -43,9 +43,13 @@ def _may_be_still(x_LT: np.ndarray, n: int, tol: float) -> np.ndarray:
 def _at_rail(x_LT: np.ndarray, ok_L: np.ndarray, n: int) -> np.ndarray:
     "Leads that stay at their largest or smallest value for `n` samples, 2 mV or more from their middle."
     out_L = np.zeros(len(x_LT), bool)
-    may_L = ok_L & (swing_of(x_LT) >= 2)  # a middle is no farther away
-    for k in np.flatnonzero(may_L):
-        for end in (x_LT[k].max(), x_LT[k].min()):
+    low_L = x_LT.min(axis=1)
+    high_L = x_LT.max(axis=1)
+    may_L = ok_L & (high_L - low_L >= 2)  # a middle is no farther away
+    few_LT = x_LT[:, ::n]  # a run of n samples holds one of them
+    for end_L in (high_L, low_L):
+        for k in np.flatnonzero(may_L & (few_LT == end_L[:, None]).any(1)):
+            end = end_L[k]
             at_end_T = x_LT[k] == end
             if at_end_T.sum() >= n and abs(end - np.median(x_LT[k])) >= 2 and abs(end) < 20:
                 out_L[k] |= _still(np.where(at_end_T, 0.0, np.arange(len(at_end_T)) + 1.0), n, 0).any()

@@ -189,7 +189,7 @@ def _network(
     def vectors(signal_BLT: np.ndarray, ok_BL: np.ndarray) -> np.ndarray:
         signal_BLT = torch.from_numpy(signal_BLT).to(device).sub_(mean_L1).div_(sd_L1)
         ok_BL = torch.from_numpy(ok_BL).to(device)
-        signal_BLT.masked_fill_(~ok_BL[..., None], 0.0)  # whatever a lead that was off holds
+        signal_BLT[~ok_BL] = 0.0  # whatever a lead that was off holds
         how = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
         with torch.no_grad(), how:  # also in a thread, which knows nothing of its starter's
             z_BD = encoder(signal_BLT, ok_BL)[1]
