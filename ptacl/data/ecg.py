@@ -410,9 +410,12 @@ def clean_ecg(
         raise BadInput(
             ecg.source, f"mains_hz is {mains_hz}", "Give 50 or 60 (Hz), or 0 to leave the mains in."
         )
-    pad = min(round(2 * ecg.fs), ecg.signal_LT.shape[1] - 1)
-    beyond = hum_beyond(ecg.signal_LT, ecg.fs, mains_hz, pad)
-    y_LT = zero_phase(_cleaning_sos(ecg.fs, mains_hz), ecg.signal_LT, pad, n_samples, beyond)
+    x_LT = ecg.signal_LT
+    if not ecg.lead_ok_L.all():  # the hum is looked for in all leads together
+        x_LT = np.where(ecg.lead_ok_L[:, None], x_LT, 0)
+    pad = min(round(2 * ecg.fs), x_LT.shape[1] - 1)
+    beyond = hum_beyond(x_LT, ecg.fs, mains_hz, pad)
+    y_LT = zero_phase(_cleaning_sos(ecg.fs, mains_hz), x_LT, pad, n_samples, beyond)
     y_LT[~ecg.lead_ok_L] = 0
     return replace(ecg, signal_LT=y_LT.astype(np.float32))
 
