@@ -13,6 +13,7 @@ __all__ = [
     "open_ecg_encoder",
     "ecg_text_tokens",
     "Sight",
+    "check_sight",
     "sight_of",
 ]
 
@@ -225,6 +226,23 @@ class Sight:
     pictures: PictureEncoder | None = None  # that learns along, or is frozen
 
 
+# %% ../../nbs/report/97_text_cases.ipynb #26161638
+def check_sight(
+    modality: str,  # "ecg" or "image"
+    encoder: str = "",  # as in `sight_of`
+    image_net: str = "small",  # key of `IMAGE_NETS`
+    image_px: int = 224,  # side of the square that pictures are put into
+    images: int = 2,  # pictures of a study at most
+) -> int:  # numbers that the encoder has learned or will learn
+    "Refuse an encoder that cannot look, before the recordings are looked at."
+    if modality == "ecg":
+        net = open_ecg_encoder(encoder)
+    else:
+        Pictures((), (), image_px, images)
+        net = PictureEncoder(image_net, encoder)
+    return sum(p.numel() for p in net.parameters())
+
+
 # %% ../../nbs/report/97_text_cases.ipynb #84c84751
 def sight_of(
     cases: TextCases,  # studies
@@ -233,6 +251,7 @@ def sight_of(
     image_px: int = 224,  # side of the square that pictures are put into
     images: int = 2,  # pictures of a study at most
     is_frozen: bool = False,  # whether the encoder of pictures stays as it is
+    most_bytes: int = 1 << 32,  # of the tokens of pictures; where they are more they are made anew each time
 ) -> Sight:  # of all studies
     "Look at studies."
     net = None
@@ -241,10 +260,12 @@ def sight_of(
     else:
         pictures = Pictures(cases.ids, cases.files, image_px, images)
         net = PictureEncoder(image_net, encoder, learns=not is_frozen)
-        if not is_frozen:
-            first = see_pictures(net, pictures, cases.told, [0])
+        first = see_pictures(net, pictures, cases.told, [0])
+        needed = 2 * len(cases) * sum(x.numel() for x in first.features.values())
+        if not is_frozen or needed > most_bytes:
             sizes = {k: tuple(x.shape[1:]) for k, x in first.features.items()}
-            return Sight(lambda rows: see_pictures(net, pictures, cases.told, rows), sizes, "", net)
+            made_by = f"{net.digest}-{image_px}" if is_frozen else ""
+            return Sight(lambda rows: see_pictures(net, pictures, cases.told, rows), sizes, made_by, net)
         tokens = picture_tokens(net, pictures)
     sizes = {k: tuple(x.shape[1:]) for k, x in tokens.features.items()}
     there = list(sizes)

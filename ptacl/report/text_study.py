@@ -36,6 +36,7 @@ from ptacl.report.report_study import TRAINED_ROWS, ReportConfig
 from ptacl.report.text_cases import (
     Sight,
     TextCases,
+    check_sight,
     read_text_cases,
     readable_cases,
     sight_of,
@@ -252,7 +253,9 @@ def learn_texts(
         raise BadInput(
             "rows", f"are {cfg.rows!r}", f"For other people's reports give {', '.join(_TAUGHT_ROWS)}"
         )
-    cases = readable_cases(read_text_cases(cfg.data, cfg.kind, cfg.language), cfg.images)
+    cases = read_text_cases(cfg.data, cfg.kind, cfg.language)
+    check_sight(cases.modality, cfg.encoder, cfg.image_net, cfg.image_px, cfg.images)
+    cases = readable_cases(cases, cfg.images)
     parts = {"held out": cases.rows("test", "val"), "by heart": _by_heart(cases)}
     parts = {k: v for k, v in parts.items() if v}  # a folder of training data alone holds nobody out
     scored = {}
