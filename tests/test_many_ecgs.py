@@ -12,7 +12,7 @@ import pytest
 from ptacl.base.core import BadInput, sample_path
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.ecg_files import read_ecg
-from ptacl.data.many_ecgs import FEW, MANY_FILES, windows_of_each
+from ptacl.data.many_ecgs import FEW, MANY_FILES, MANY_UNSEEN_FILES, windows_of_each
 from ptacl.use import ECGEncoder, left_out
 from ptacl.use.command import embed_command
 
@@ -111,11 +111,11 @@ def test_reading_waits_for_who_takes(kind, folder):
     for k, _ in enumerate(stream):
         ahead.append(given - k - 1)
         # the processes may take seconds to start; the files are read here until then
-        if k > MANY_FILES + 200 and (max(ahead[MANY_FILES:]) > 0 or k == 50_000):
+        if k > MANY_UNSEEN_FILES + 200 and (max(ahead[MANY_UNSEEN_FILES:]) > 0 or k == 50_000):
             break
     stream.close()
-    assert max(ahead[MANY_FILES:]) == 63
-    assert max(ahead) <= (MANY_FILES if kind == "files" else 63)
+    assert max(ahead[MANY_UNSEEN_FILES:]) == 63
+    assert max(ahead) <= (MANY_UNSEEN_FILES if kind == "files" else 63)
 
 
 def test_command_reads_in_processes(encoder, folder, alone, tmp_path, capsys):
