@@ -17,8 +17,8 @@ from ptacl.data.code15 import CODE_CLASSES, read_code15
 from ptacl.data.ecg import STANDARD_LEADS
 from ptacl.data.ecg_sets import ECG_SETS, open_ecg_set
 from ptacl.data.ptbxl import read_ptbxl
-from ptacl.studies.ecg_benchmark import ECGBenchmarkConfig, open_benchmark, score_frozen
-from ptacl.use.adapters import ECG_ADAPTERS, ECGAdapter
+from ptacl.studies.ecg_benchmark import ECGBenchmarkConfig, open_benchmark, score_finetuned, score_frozen
+from ptacl.use.adapters import ECG_ADAPTERS, ECGAdapter, open_adapters
 
 QUICK = ECGBenchmarkConfig(n_boot=50, disturbances="", fractions="")
 LIMB = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]])
@@ -289,6 +289,19 @@ def test_kept_embeddings_are_taken_and_made_anew_where_a_file_changed(tmp_path):
     kept[1].write_bytes(b"")
     with pytest.warns(UserWarning, match="cannot be read and is made anew"):
         assert score_frozen(adapter, eset, cfg)["scores"].equals(first)
+
+
+def test_fine_tuned_intervals_are_of_people(tmp_path):
+    "Both records of a person are drawn together; the score itself asks nobody whose they are."
+    write_ptbxl(tmp_path)
+    eset = open_ecg_set("ptbxl", tmp_path, tasks=("super",))
+    alone = replace(eset, table=eset.table.assign(person=eset.table.index))
+    untrained = open_adapters(["untrained"])[0]
+    of_people, of_records = (
+        score_finetuned(untrained, each, replace(QUICK, epochs=1)) for each in (eset, alone)
+    )
+    assert of_people.value.equals(of_records.value)
+    assert (of_people[["low", "high"]] != of_records[["low", "high"]]).any(axis=None)
 
 
 def test_fewer_labels_and_disturbed_recordings(tmp_path):
