@@ -6,6 +6,7 @@ Killed, the same command goes on. It takes about half an hour on two cores.
 import shutil
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from ptacl.models.weights import save_weights
 from ptacl.phantom.simulated_store import SimulateConfig, simulate_store
 from ptacl.training.checkpoint import fit_input_scaling
 from ptacl.training.loop import fit
+from ptacl.training.run_folder import environment
 from ptacl.training.watch import embed_pairs
 from ptacl.use.phenotypes import fit_probe
 
@@ -40,7 +42,8 @@ for simulated people alone.
 | median rank of the own heart, share of the gallery (chance 0.50) | {rank:.2f} ({low:.2f} to {high:.2f}) |
 {rows}
 
-Made by `python .ci/sample_encoder.py FOLDER` ({settings}), {n:,} weights. Licence: that of the repository.
+Made on {date}, by version {version} and `python .ci/sample_encoder.py FOLDER`
+({settings}), {n:,} weights. Licence: that of the repository.
 """
 
 
@@ -75,6 +78,8 @@ def main(folder: Path) -> None:
         low=rank.low / B,
         high=rank.high / B,
         rows="\n".join(rows),
+        date=date.today(),
+        version=environment()["commit"],
         settings=", ".join(f"{k} {v}" for k, v in (COHORT | RUN).items()),
         n=sum(p.numel() for p in model.ecg_encoder.parameters()),
     )
