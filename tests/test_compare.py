@@ -166,13 +166,16 @@ def test_a_tenth_of_the_pairs(repo, made):
 
 
 def test_started_again_trains_nothing(repo, made):
-    "What is made stays as it is; a cell that is missing is made again."
+    "What is made stays as it is; a cell that is missing is made again, where cells are made at all."
     out = made[0]
     stamps = {p: p.stat().st_mtime_ns for p in (out / "c").glob("*/cell.json")}
     gone = out / "c" / "ptacl-seed1" / "cell.json"
     before = json.loads(gone.read_text())
     gone.unlink()
     before_it = {p: p.stat().st_mtime_ns for p in (out / "c").glob("*/facts.json")}
+    started(repo, out, "there", only_finished=True, ceiling_n=0)
+    there = pd.read_csv(out / "c" / "budget.tsv", sep="\t").cell
+    assert set(there) == {p.parent.name for p in stamps} - {"ptacl-seed1"} and not gone.exists()
     started(repo, out, "two")
     assert before_it == {p: p.stat().st_mtime_ns for p in before_it}
     assert all(p.stat().st_mtime_ns == t for p, t in stamps.items() if p != gone)

@@ -247,8 +247,12 @@ def check_comparison(
         compared_outcomes(cfg.outcomes, fitted, other.table)
         names = listed(cfg.phenotypes)
         scored_phenotypes(fitted, other.table, phenotype_columns(other), names, least=3)
+    finished = [is_finished(cell, cfg) for cell in cells]
+    if cfg.only_finished and not any(finished):
+        raise BadInput(
+            comparison_folder(cfg), "holds no finished cell of these rows", "Leave out `only_finished`"
+        )
     for cell in cells:
-        is_finished(cell, cfg)
         if cell.features in ("body", "both"):
             demographic_features(fitted, np.zeros(len(fitted)))
         if cell.features:

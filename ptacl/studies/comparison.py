@@ -87,6 +87,7 @@ class CompareConfig(Parameters):
     ceiling_n: int = 0  # phantom only: participants for the information ceiling, or 0 for none
     workers: int = 2  # processes that prepare
     n_boot: int = 1000  # bootstrap draws of the intervals
+    only_finished: bool = False  # whether nothing is made: tables of the cells that are there
     extensions: str = ""  # modules or .py files that register systems, readers and more, with commas
 
     def __post_init__(self) -> None:  # raises BadInput
